@@ -1,4 +1,4 @@
-"""Further columns of a dataset, joined by id."""
+"""Columns from another CSV, joined to a dataset by id."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def test_columns_are_joined_by_id(columns):
     path = columns('x y, A thief. ,\n8,,"Mann, Michael"\n')
     path.write_text("ID,Synopsis,director\n" + path.read_text())
     joined = join_columns(MOVIES, path)
-    assert [one.columns for one in joined.movies] == [
+    assert [m.columns for m in joined.movies] == [
         {"title": "Heat (1995)"},
         {"title": "Heat (1995)", "cast": "Pacino", "director": "Mann, Michael"},
         {"title": "Heat (1995)", "synopsis": "A thief."},
     ]
     assert joined.genres == MOVIES.genres and joined.notes == MOVIES.notes
-    assert MOVIES.movies[2].columns == {"title": "Heat (1995)"}, "the movies given are not changed"
+    assert MOVIES.movies[2].columns == {"title": "Heat (1995)"}, "MOVIES must not change"
 
 
-def test_lists_and_marks_of_nothing_are_read_as_in_a_manifest(columns):
+def test_lists_and_null_markers_are_read_as_in_a_manifest(columns):
     path = columns("id;director;crew\n7;[{'id': 1, 'name': 'Mann'}, {'name': 'Lee'}];\\N\n")
     first = join_columns(MOVIES, path).movies[0]
     assert first.columns == {"title": "Heat (1995)", "director": "Mann|Lee"}
@@ -57,7 +57,7 @@ def test_lists_and_marks_of_nothing_are_read_as_in_a_manifest(columns):
     ],
     ids=["one", "two"],
 )  # fmt: skip
-def test_unknown_ids_are_counted_and_the_first_is_named(rows, note, columns):
+def test_rows_with_unknown_ids_are_reported(rows, note, columns):
     joined = join_columns(MOVIES, columns("id,synopsis\n" + rows))
     assert joined.notes == (*MOVIES.notes, note)
     assert joined.movies[0].columns["synopsis"] == "b"
@@ -70,7 +70,7 @@ def test_unknown_ids_are_counted_and_the_first_is_named(rows, note, columns):
         pytest.param("movie,synopsis\n7,a\n", r"csv:1: the header has no column id", id="no-id"),
         pytest.param("id\n7\n", r"csv:1: there is no column besides id", id="id-alone"),
         pytest.param("id,,\n7,a,b\n", r"csv:1: there is no column besides id", id="nameless"),
-        pytest.param("id,cast\n7,a\n", r"csv:1: .* column 'cast' already; rename", id="there"),
+        pytest.param("id,cast\n7,a\n", r"csv:1: .* column 'cast' already; rename", id="existing"),
         pytest.param("id,title\n7,a\n", r"csv:1: .* column 'title' already", id="title"),
         pytest.param("id,Genres\n7,a\n", r"csv:1: .* column 'genres' already", id="genres"),
         pytest.param("id,a,a\n7,x,y\n", r"csv:1: the column 'a' comes more than once", id="double"),
@@ -85,13 +85,13 @@ def test_unknown_ids_are_counted_and_the_first_is_named(rows, note, columns):
         pytest.param("id,a\n", r"csv: none of its 0 ids .*the first here is 'none'", id="no-rows"),
     ],
 )
-def test_what_cannot_be_joined_is_refused(text, message, columns):
+def test_invalid_columns_are_refused(text, message, columns):
     with pytest.raises(DataError, match=message):
         join_columns(MOVIES, columns(text))
 
 
 @pytest.fixture
-def without_ids(tmp_path):
+def movies_without_ids(tmp_path):
     """Movies of a CSV without a column id, in rows 2 to 4."""
     path = tmp_path / "movies.csv"
     rows = "".join(f"{title},,Drama\n" for title in ("Alien", "Brazil", "Casino"))
@@ -100,26 +100,26 @@ def without_ids(tmp_path):
 
 
 @pytest.mark.parametrize("begin", [0, 1])
-def test_movies_counted_by_the_user_are_not_joined_to_row_numbers(begin, without_ids, columns):
+def test_ids_that_do_not_count_from_two_are_refused(begin, movies_without_ids, columns):
     rows = "".join(f"{number},text\n" for number in reversed(range(begin, begin + 3)))
     message = (
         rf"csv:4, column id: .*from 2 on, and {begin} is none of them.*Add a column id to both"
     )
     with pytest.raises(DataError, match=message):
-        join_columns(without_ids, columns("id,synopsis\n" + rows))
+        join_columns(movies_without_ids, columns("id,synopsis\n" + rows))
 
 
-def test_row_numbers_are_joined(without_ids, columns):
-    joined = join_columns(without_ids, columns("id,synopsis\n2,a\n4,c\n5,d\n"))
-    assert [one.value("synopsis") for one in joined.movies] == ["a", None, "c"]
+def test_row_numbers_are_ids_without_an_id_column(movies_without_ids, columns):
+    joined = join_columns(movies_without_ids, columns("id,synopsis\n2,a\n4,c\n5,d\n"))
+    assert [m.value("synopsis") for m in joined.movies] == ["a", None, "c"]
 
 
-def test_an_id_1_of_no_movie_is_left_out_where_the_dataset_has_ids(columns):
+def test_an_unknown_id_1_is_dropped_if_the_dataset_has_ids(columns):
     joined = join_columns(MOVIES, columns("id,synopsis\n1,a\n7,b\n"))
     assert joined.movies[0].value("synopsis") == "b"
 
 
-def test_no_file_is_named(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"can't read .*none\.csv"):
         join_columns(MOVIES, tmp_path / "none.csv")
 

@@ -1,4 +1,4 @@
-"""The demo dataset: same everywhere, and a fair test bench for two branches."""
+"""The demo dataset: reproducible, and learnable only with both branches."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ def demo(tmp_path_factory):
     return read_demo(root, num_movies=800, poster_height=64)
 
 
-def test_each_genre_shows_in_one_branch_alone():
+def test_each_genre_shows_in_either_title_or_poster():
     assert sorted((*TITLE_GENRES, *POSTER_GENRES)) == sorted(GENRES)
     for seed in range(30):
-        same = [
+        drawn = [
             [
                 (compose_title(np.random.default_rng(seed), ["Drama", *genres])),
                 (draw_poster(np.random.default_rng(seed), ["Comedy", *others], 48)),
             ]
             for genres, others in ([(), ()], [POSTER_GENRES, TITLE_GENRES])
         ]
-        assert same[0] == same[1]
+        assert drawn[0] == drawn[1]
 
 
-def test_same_seed_same_movies(tmp_path):
+def test_the_seed_determines_the_movies(tmp_path):
     first = read_demo(tmp_path / "a", **SMALL).movies
     again = read_demo(tmp_path / "b", **SMALL).movies
     other = read_demo(tmp_path / "b", **SMALL, seed=1).movies
@@ -72,7 +72,7 @@ def test_same_seed_same_movies(tmp_path):
 
 
 def test_titles_and_labels_do_not_change_between_versions():
-    """What numbers in reports stand on: a change must be meant."""
+    """Reported scores depend on these movies, so a change must be intentional."""
     rng = np.random.default_rng([0, 0])
     labels = draw_labels(rng, 5)
     titles = [compose_title(rng, [GENRES[g] for g in np.flatnonzero(row)]) for row in labels]
@@ -85,7 +85,7 @@ def test_posters_are_drawn_once(tmp_path):
     assert [poster_of(m) for m in read_demo(tmp_path, **SMALL).movies] == before  # same time stamps
 
 
-def test_posters_that_are_gone_are_drawn_again(tmp_path, caplog):
+def test_deleted_posters_are_drawn_again(tmp_path, caplog):
     posters = [p for p in map(poster_of, read_demo(tmp_path, **SMALL).movies) if p]
     posters[3].path.unlink()
     again = [p for p in map(poster_of, read_demo(tmp_path, **SMALL).movies) if p]
@@ -93,7 +93,7 @@ def test_posters_that_are_gone_are_drawn_again(tmp_path, caplog):
     assert "1 posters are gone" in caplog.text
 
 
-def test_posters_are_images_of_the_size(demo):
+def test_posters_have_the_requested_size(demo):
     for movie in demo.movies[:30]:
         poster = poster_of(movie)
         if poster is not None:
@@ -101,7 +101,7 @@ def test_posters_are_images_of_the_size(demo):
                 assert (image.size, image.mode, image.format) == ((42, 64), "RGB", "JPEG")
 
 
-def test_it_is_like_real_data(demo):
+def test_demo_movies_resemble_real_data(demo):
     labels = encode_genres(demo.movies, demo.genres).astype(float)
     assert (labels.sum(axis=1) >= 1).all()
     share = labels.mean(axis=0)
@@ -117,15 +117,15 @@ def test_it_is_like_real_data(demo):
     assert any(m.title.split(" (")[0].endswith(", The") for m in demo.movies)
 
 
-def test_only_both_together_tell_all(demo):
-    """With linear models from another library: neither branch sees the other's genres."""
+def test_all_genres_need_both_title_and_poster(demo):
+    """Linear models from scikit-learn find the genres of a branch in that branch only."""
     labels = encode_genres(demo.movies, demo.genres)
     train = np.array([m.split == "train" for m in demo.movies])
     titles = np.array([m.title for m in demo.movies])
     vectorizer = TfidfVectorizer(analyzer="word").fit(titles[train])
     title = scores(vectorizer.transform(titles), labels, train)
-    poster = scores(np.stack([colours(poster_of(m)) for m in demo.movies]), labels, train)
-    average = {
+    poster = scores(np.stack([poster_features(poster_of(m)) for m in demo.movies]), labels, train)
+    precision = {
         name: dict(
             zip(
                 demo.genres,
@@ -136,24 +136,24 @@ def test_only_both_together_tell_all(demo):
         for name, s in {"title": title, "poster": poster, "sum": title + poster}.items()
     }
     for genre in TITLE_GENRES:
-        assert average["title"][genre] > average["poster"][genre] + 0.2, genre
+        assert precision["title"][genre] > precision["poster"][genre] + 0.2, genre
     for genre in POSTER_GENRES:
-        assert average["poster"][genre] > average["title"][genre] + 0.2, genre
-    means = {name: np.mean(list(values.values())) for name, values in average.items()}
+        assert precision["poster"][genre] > precision["title"][genre] + 0.2, genre
+    means = {name: np.mean(list(values.values())) for name, values in precision.items()}
     assert means["sum"] > max(means["title"], means["poster"]) + 0.15, means
-    assert means["sum"] < 0.97  # nor is it trivial
+    assert means["sum"] < 0.97  # but the task is not trivial
 
 
 def scores(features, labels, train):
-    """(N, G) log-odds above the prior's, of logistic regressions fitted on the training rows."""
+    """Logistic regressions fitted on the training rows: (N, G) logits minus those of the prior."""
     model = OneVsRestClassifier(LogisticRegression(C=10.0, max_iter=500))
     model.fit(features[train], labels[train])
     prior = labels[train].mean(axis=0)
     return model.decision_function(features) - np.log(prior / (1 - prior))
 
 
-def colours(poster):
-    """(C,) a histogram of coarse colours, with how much they change from pixel to pixel."""
+def poster_features(poster):
+    """(70,) a histogram of coarse colours, and mean differences between neighbouring pixels."""
     if poster is None:
         return np.zeros(4**3 + 6)
     pixels = np.asarray(Image.open(io.BytesIO(poster.read_bytes())), dtype=np.int64)
@@ -173,23 +173,23 @@ def colours(poster):
         pytest.param({"test_fraction": 0.01, "num_movies": 20}, "empty", id="empty-test"),
     ],
 )
-def test_options_out_of_range(tmp_path, options, message):
+def test_invalid_options_are_refused(tmp_path, options, message):
     with pytest.raises(DataError, match=message):
         read_demo(tmp_path, **options)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_all_or_no_posters(tmp_path, share):
+def test_missing_posters_may_be_none_or_all(tmp_path, share):
     movies = read_demo(tmp_path, **SMALL, missing_posters=share).movies
     assert {poster_of(m) is None for m in movies} == {bool(share)}
 
 
-def test_fewer_posters_share_the_drawing(tmp_path):
-    """The share that is missing changes no other poster and no title."""
+def test_missing_posters_change_nothing_else(tmp_path):
+    """`missing_posters` changes no title and no remaining poster."""
     full = read_demo(tmp_path, **SMALL, missing_posters=0.0).movies
     some = read_demo(tmp_path, **SMALL, missing_posters=0.5).movies
     assert [m.title for m in full] == [m.title for m in some]
-    for one, other in zip(full, some, strict=True):
-        first, second = poster_of(one), poster_of(other)
+    for movie, same_movie in zip(full, some, strict=True):
+        first, second = poster_of(movie), poster_of(same_movie)
         assert first is not None
         assert second is None or second.read_bytes() == first.read_bytes()

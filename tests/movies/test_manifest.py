@@ -47,16 +47,16 @@ def test_all_columns(manifest, tmp_path):
         ("x9", "Amélie", ("Drama", "War"), "test", "movies.csv:4"),
         ("x1", "Léon", ("Crime",), "val", "movies.csv:5"),
     ]
-    there, none, gone, folder = (poster_of(m) for m in movie_set.movies)
-    assert none is None
-    assert there is not None and there.exists
-    assert (there.read_bytes(), there.size) == (b"12345", 5)
-    # Kept, so that the table before training can list it by name.
+    present, missing, gone, folder = (poster_of(m) for m in movie_set.movies)
+    assert missing is None
+    assert present is not None and present.exists
+    assert (present.read_bytes(), present.size) == (b"12345", 5)
+    # Kept, so that the dataset summary can list it by name.
     assert gone is not None and not gone.exists and gone.name.endswith("gone.png")
     assert folder is not None and not folder.exists
 
 
-def test_a_poster_that_is_an_address_is_none_and_told(manifest):
+def test_a_poster_url_is_dropped_and_reported(manifest):
     rows = "A,https://example.org/a.jpg,Drama\nB,HTTP://example.org/b.jpg,War\nC,gone.jpg,War\n"
     movie_set = read_manifest(manifest(HEADER + rows))
     assert [movie.value("poster") is None for movie in movie_set.movies] == [True, True, False]
@@ -92,7 +92,7 @@ def test_paths_are_relative_to_the_file(manifest, tmp_path, monkeypatch):
         pytest.param((HEADER + "\n,,\nLéon,,Drama\n\n").encode(), id="blank-rows"),
     ],
 )
-def test_spellings_of_the_same_file(manifest, text):
+def test_equivalent_csv_files_are_read_alike(manifest, text):
     (movie,) = read_manifest(manifest(text)).movies
     assert (movie.title, poster_of(movie), movie.genres) == ("Léon", None, ("Drama",))
 
@@ -105,8 +105,8 @@ def test_every_further_column_is_text(manifest):
     assert read_manifest(manifest(text)).columns() == ("title", "cast", "synopsis")
 
 
-def test_columns_without_a_name_are_left_out(manifest):
-    # As pandas writes its index, and spreadsheets columns that were cleared.
+def test_columns_without_a_name_are_ignored(manifest):
+    # pandas writes its index this way, and spreadsheets their cleared columns.
     (movie,) = read_manifest(manifest(",title,poster,genres,,\n0,A,,Drama,,x\n")).movies
     assert movie.columns == {"title": "A"} and movie.genres == ("Drama",)
 
@@ -161,34 +161,34 @@ def test_columns_without_a_name_are_left_out(manifest):
         pytest.param(HEADER.encode() + b"L\xe9on,,Drama\n", r"not UTF-8 \(line 2", id="latin-1"),
     ],
 )
-def test_what_cannot_be_read_is_refused(manifest, text, message):
+def test_invalid_manifests_are_refused(manifest, text, message):
     with pytest.raises(DataError, match=message):
         read_manifest(manifest(text))
 
 
-def test_an_accent_is_the_same_as_a_character_of_its_own(manifest):
+def test_genres_are_compared_in_unicode_normal_form(manifest):
     found = read_manifest(manifest(HEADER + "A,,Com\u00e9die\nB,,Come\u0301die|Drama\n"))
     assert found.genres == ("Com\u00e9die", "Drama")
     assert found.movies[1].genres == ("Com\u00e9die", "Drama")
 
 
-def test_rows_are_counted_as_a_spreadsheet_does(manifest):
+def test_errors_give_the_spreadsheet_row_and_the_line(manifest):
     text = HEADER + '"Two\nlines",,Drama\n\n"And\nthree\nhere",,War\n,,War\n'
     with pytest.raises(DataError, match=r"movies\.csv:5 \(line 8\), column title"):
         read_manifest(manifest(text))
 
 
-def test_a_cell_with_line_breaks_keeps_its_own_row(manifest):
+def test_a_cell_with_line_breaks_is_one_row(manifest):
     path = manifest(HEADER + '"Two\nlines",,Drama\nB,,War\n')
     assert [m.id for m in read_manifest(path).movies] == ["2", "3"]
 
 
-def test_no_file_is_named(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"can't read .*none\.csv"):
         read_manifest(tmp_path / "none.csv")
 
 
-def test_a_poster_that_changes_has_another_stamp(manifest, tmp_path):
+def test_a_changed_poster_has_another_stamp(manifest, tmp_path):
     poster = tmp_path / "a.jpg"
     poster.write_bytes(b"one")
     path = manifest(HEADER + "A,a.jpg,Drama\n")
@@ -197,60 +197,60 @@ def test_a_poster_that_changes_has_another_stamp(manifest, tmp_path):
     assert poster_of(read_manifest(path).movies[0]) != before
 
 
-def genres_of(cells: list[str]) -> str:
+def csv_of_genres(cells: list[str]) -> str:
     return HEADER + "".join(f'M{n},,"{cell}"\n' for n, cell in enumerate(cells))
 
 
-#: Of five genres, as a table of a user's has them.
+#: The genres of each movie of a typical table, five genres in all.
 MOVIES = [
     *(["Action"], ["Drama"], ["Action", "Comedy"], ["Comedy", "Drama"], ["War"], ["Drama", "War"]),
     *(["Action", "War"], ["Crime", "Drama"], ["Action", "Comedy", "Crime"], ["Crime"]),
 ]
 
 
-@pytest.mark.parametrize("joint", [",", ", ", ";", " ; ", "/"])
-def test_another_separator_is_told_and_can_be_pasted(manifest, joint):
-    path = manifest(genres_of([joint.join(genres) for genres in MOVIES]))
+@pytest.mark.parametrize("separator", [",", ", ", ";", " ; ", "/"])
+def test_another_separator_is_detected_and_suggested(manifest, separator):
+    path = manifest(csv_of_genres([separator.join(genres) for genres in MOVIES]))
     with pytest.raises(DataError, match=r"movies\.csv:4, column genres: .*and 5 more") as caught:
         read_manifest(path)
     message = str(caught.value)
     assert "(5 genres instead of 10)" in message
-    other, ours = (word for word in shlex.split(message) if word.startswith("data.genre_separator"))
-    separators = [str(OverridesParser.create().parse_override(o).value()) for o in (other, ours)]
-    assert separators == [joint.strip(), "|"]
+    other, bar = (word for word in shlex.split(message) if word.startswith("data.genre_separator"))
+    separators = [str(OverridesParser.create().parse_override(o).value()) for o in (other, bar)]
+    assert separators == [separator.strip(), "|"]
     found = read_manifest(path, separators[0])
     assert [list(movie.genres) for movie in found.movies] == MOVIES
-    # The way out for names that look like that.
+    # For genre names that contain the separator, the default can be set explicitly.
     assert len(read_manifest(path, separators[1]).genres) == 10
 
 
 @pytest.mark.parametrize(
     "cells",
     [
-        pytest.param(["|".join(genres) for genres in MOVIES], id="ours"),
+        pytest.param(["|".join(genres) for genres in MOVIES], id="default-separator"),
         pytest.param(["Music, Dance", "Kids, Family", "War", "Kids, Family"], id="commas-in-names"),
         pytest.param(["Sci-Fi/Fantasy|War", "Drama", "Sci-Fi/Fantasy|Drama"], id="slash-in-a-name"),
-        pytest.param(["Sci-Fi/Fantasy", "Sci-Fi", "Fantasy", "War", "Drama"], id="one-is-a-few"),
+        pytest.param(["Sci-Fi/Fantasy", "Sci-Fi", "Fantasy", "War", "Drama"], id="one-name-is-two"),
     ],
 )
-def test_names_with_such_characters_stay_whole(manifest, cells):
-    found = read_manifest(manifest(genres_of(cells))).movies
+def test_genre_names_with_separators_are_not_split(manifest, cells):
+    found = read_manifest(manifest(csv_of_genres(cells))).movies
     assert ["|".join(movie.genres) for movie in found] == cells
 
 
-def test_genres_joined_by_blanks_are_told(manifest):
-    path = manifest(genres_of([" ".join(genres) for genres in MOVIES]))
+def test_genres_separated_by_spaces_are_detected(manifest):
+    path = manifest(csv_of_genres([" ".join(genres) for genres in MOVIES]))
     with pytest.raises(DataError, match=r"Split them there with .*' '.*5 genres instead of 10"):
         read_manifest(path)
     assert [list(movie.genres) for movie in read_manifest(path, " ").movies] == MOVIES
-    # Blanks are in many a name.
+    # Spaces are common in genre names.
     names = ["Science Fiction", "Film Noir", "Drama", "Science Fiction|Drama"]
-    assert len(read_manifest(manifest(genres_of(names))).genres) == 3
+    assert len(read_manifest(manifest(csv_of_genres(names))).genres) == 3
 
 
 @pytest.mark.parametrize("separator", [None, ",", "|"])
 @pytest.mark.parametrize(
-    "written",
+    "dump",
     [
         pytest.param(json.dumps, id="json"),
         pytest.param(str, id="python"),
@@ -258,14 +258,14 @@ def test_genres_joined_by_blanks_are_told(manifest):
         pytest.param(lambda names: str([{"id": 7, "name": n} for n in names]), id="movies-dataset"),
     ],
 )
-def test_a_list_as_programs_write_it_is_read(manifest, written, separator):
+def test_json_and_python_lists_are_read(manifest, dump, separator):
     names = [*MOVIES, ["Children's", "R, \u201cB\u201d"]]
     path = manifest("title,genres,keywords\n")
     with path.open("a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(("M", written(each), written(each)) for each in [*names, []])
+        csv.writer(file).writerows(("M", dump(each), dump(each)) for each in [*names, []])
     movie_set = read_manifest(path, separator)
     assert [list(movie.genres) for movie in movie_set.movies] == names
-    # Of a further column, the branches for lists look at names joined so.
+    # In other columns, lists become names joined by bars, as the branches for lists expect.
     assert [movie.value("keywords") for movie in movie_set.movies] == ["|".join(n) for n in names]
     assert movie_set.notes == ("movies.csv:13, column genres: empty, so the movie is left out",)
 
@@ -274,28 +274,28 @@ def test_a_list_as_programs_write_it_is_read(manifest, written, separator):
     "cell", ["['Action' 'Drama']", "['Action', 'Dra", "[{'id': 1}]", "['Action', f()]"]
 )
 @pytest.mark.parametrize("separator", [None, ","])
-def test_a_list_that_cannot_be_read_is_refused(manifest, cell, separator):
+def test_an_unreadable_list_is_refused(manifest, cell, separator):
     with pytest.raises(DataError, match=r"csv:3, column genres: .* can't be read as one; write"):
-        read_manifest(manifest(genres_of(["War", cell])), separator)
+        read_manifest(manifest(csv_of_genres(["War", cell])), separator)
 
 
-def test_movies_without_genres_are_left_out_and_told(manifest):
+def test_movies_without_genres_are_dropped_and_reported(manifest):
     cells = ["War", "", r"\N", "(no genres listed)", "nan", "Drama"]
-    movie_set = read_manifest(manifest(genres_of(cells)))
+    movie_set = read_manifest(manifest(csv_of_genres(cells)))
     assert movie_set.genres == ("Drama", "War")
     assert [movie.id for movie in movie_set.movies] == ["2", "7"]
     (note,) = movie_set.notes
     assert note == "movies.csv:3, column genres: empty, so the movie is left out, the first of 4"
 
 
-def test_marks_of_nothing_are_no_text_and_no_poster(manifest):
+def test_null_markers_are_empty_except_in_titles(manifest):
     path = manifest("title,poster,genres,synopsis\nNone,\\N,War,NaN\n")
     (movie,) = read_manifest(path).movies
-    assert movie.columns == {"title": "None"}  # a movie may be called so
+    assert movie.columns == {"title": "None"}  # a movie may be called None
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
-def test_other_delimiters_are_seen_in_the_header(manifest, delimiter):
+def test_other_delimiters_are_detected_from_the_header(manifest, delimiter):
     rows = (["title", "genres"], ["Godfather, The", "Crime|Drama"], [f"A{delimiter}B", "War"])
     path = manifest("")
     with path.open("w", newline="", encoding="utf-8-sig") as file:
@@ -305,6 +305,6 @@ def test_other_delimiters_are_seen_in_the_header(manifest, delimiter):
 
 
 @pytest.mark.parametrize("separator", ["", 5])
-def test_a_separator_that_is_none_is_refused(manifest, separator):
+def test_an_invalid_separator_is_refused(manifest, separator):
     with pytest.raises(DataError, match=r"data\.genre_separator=.* must be text"):
-        read_manifest(manifest(genres_of(["War"])), separator)
+        read_manifest(manifest(csv_of_genres(["War"])), separator)

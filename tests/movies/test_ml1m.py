@@ -1,4 +1,4 @@
-"""The ml1m reader on made-up copies of both layouts and on the real movies; its download."""
+"""The ml1m reader, on small copies of both layouts and on the real movies, and its download."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GENRES = "Comedy\nAdventure\nAnimation\nChildren's"
 
 
 def content(**changes: bytes | None) -> dict[str, bytes]:
-    """Files of a small dataset by path; in a keyword, `__` stands for a dot; None removes one."""
+    """Files of a small dataset, by path; `genres__txt=` replaces genres.txt, None removes it."""
     files: dict[str, bytes | None] = {
         "movies_train.dat": TRAIN.encode(),
         "movies_test.dat": TEST.encode(),
@@ -51,8 +51,8 @@ def write(root: Path, files: dict[str, bytes], kind: str, prefix: str = "") -> P
     return root
 
 
-def whole() -> dict[str, bytes]:
-    """The layout of the original MovieLens-1M."""
+def original_files() -> dict[str, bytes]:
+    """Files in the layout of the original MovieLens-1M."""
     files = content(movies_train__dat=None, movies_test__dat=None, genres__txt=None)
     return files | {"movies.dat": (TRAIN + TEST).encode("latin-1")}
 
@@ -61,7 +61,7 @@ def whole() -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "prefix", ["", "content/dataset/", "ml-1m/", "a/b/c/"], ids=["bare", "original", "one", "three"]
 )
-def test_movies_of_either_kind_below_any_prefix(tmp_path, kind, prefix):
+def test_a_folder_or_zip_is_read_below_any_prefix(tmp_path, kind, prefix):
     movie_set = read_ml1m(write(tmp_path / "data", content(), kind, prefix))
     assert movie_set.genres == ("Comedy", "Adventure", "Animation", "Children's")
     found = [(m.id, m.title, m.genres, m.split, m.where) for m in movie_set.movies]
@@ -83,20 +83,20 @@ def at(split: str, row: int) -> str:
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_the_original_movielens_file(tmp_path, kind):
-    movie_set = read_ml1m(write(tmp_path / "data", whole(), kind, "ml-1m/"))
+    movie_set = read_ml1m(write(tmp_path / "data", original_files(), kind, "ml-1m/"))
     assert [m.title for m in movie_set.movies][1] == "Café au Lait (1993)"
     assert {m.split for m in movie_set.movies} == {None}
     assert movie_set.genres == ("Adventure", "Animation", "Children's", "Comedy")
     assert [poster_of(m) is not None for m in movie_set.movies] == [True, False, True]
 
 
-def test_content_dataset_is_found_beside_other_folders(tmp_path):
+def test_the_dataset_is_found_among_other_folders(tmp_path):
     root = write(tmp_path / "data", content(), "folder", "content/dataset/")
     (root / "runs").mkdir()
     assert len(read_ml1m(root).movies) == 3
 
 
-def test_leftovers_of_a_mac_are_passed_over(tmp_path):
+def test_macos_metadata_is_ignored(tmp_path):
     files = {f"ml/{name}": data for name, data in content().items()}
     files |= {f"__MACOSX/ml/{name}": b"\0" for name in content()}
     for kind in ("folder", "zip"):
@@ -115,13 +115,13 @@ def test_leftovers_of_a_mac_are_passed_over(tmp_path):
         pytest.param(b"\n1:: Heat :: Comedy \n\n", "Heat", id="blanks"),
     ],
 )
-def test_a_row_is_decoded(tmp_path, train, title):
+def test_rows_in_unusual_encodings_and_formats_are_read(tmp_path, train, title):
     movie_set = read_ml1m(write(tmp_path / "data", content(movies_train__dat=train), "folder"))
     first = movie_set.movies[0]
     assert (first.id, first.title, first.genres) == ("1", title, ("Comedy",))
 
 
-def test_encodings_are_settled_file_by_file(tmp_path):
+def test_each_file_has_its_own_encoding(tmp_path):
     files = content(movies_test__dat="9::Amélie::Comedy".encode("latin-1"))
     movie_set = read_ml1m(write(tmp_path / "data", files, "folder"))
     assert [m.title for m in movie_set.movies][1:] == ["Café au Lait (1993)", "Amélie"]
@@ -173,30 +173,30 @@ def test_encodings_are_settled_file_by_file(tmp_path):
     ],
 )
 @pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_what_cannot_be_read_is_refused(tmp_path, kind, files, message):
+def test_invalid_datasets_are_refused(tmp_path, kind, files, message):
     root = write(tmp_path / "data", files, kind)
     with pytest.raises(DataError, match=message):
         read_ml1m(root)
 
 
-def test_two_datasets_in_a_zip_are_not_guessed_at(tmp_path):
+def test_a_zip_with_two_datasets_is_refused(tmp_path):
     files = {f"{folder}/{name}": data for folder in "ab" for name, data in content().items()}
     with pytest.raises(DataError, match="more than one dataset, in a/ and b/"):
         read_ml1m(write(tmp_path / "data", files, "zip"))
 
 
-def test_a_file_that_is_no_zip_is_refused(tmp_path):
+def test_a_file_that_is_not_a_zip_is_refused(tmp_path):
     (tmp_path / "data.zip").write_bytes(b"<html>")
     with pytest.raises(DataError, match="neither a folder nor a zip"):
         read_ml1m(tmp_path / "data.zip")
 
 
-def test_nothing_there_tells_both_ways(tmp_path):
+def test_a_missing_dataset_error_says_how_to_get_it(tmp_path):
     with pytest.raises(DataError, match=r"data\.download=true.*own copy.*movies_train\.dat"):
         read_ml1m(tmp_path / "none")
 
 
-def test_what_is_in_the_poster_folder_but_no_poster(tmp_path):
+def test_other_files_in_the_poster_folder_are_ignored(tmp_path):
     files = content() | {
         "ml1m-images/582.PNG": b"png",
         "ml1m-images/2.png": b"a second one of 2",
@@ -212,7 +212,7 @@ def test_what_is_in_the_poster_folder_but_no_poster(tmp_path):
     assert posters["582"] is not None and posters["582"].path.name == "582.PNG"
 
 
-def test_a_poster_that_changes_has_another_stamp(tmp_path):
+def test_a_changed_poster_has_another_stamp(tmp_path):
     for kind in ("folder", "zip"):
         before = read_ml1m(write(tmp_path / "data", content(), kind)).movies
         changed = content() | {"ml1m-images/1.jpg": b"ONE"}
@@ -223,17 +223,17 @@ def test_a_poster_that_changes_has_another_stamp(tmp_path):
 # --- download ---------------------------------------------------------------------------------
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_args):
         pass
 
 
 @pytest.fixture
 def server(tmp_path):
-    """(folder, its address): what is put into the folder can be fetched from the address."""
+    """A folder, and the URL that serves its files."""
     folder = tmp_path / "served"
     folder.mkdir()
-    handler = functools.partial(Quiet, directory=str(folder))
+    handler = functools.partial(QuietHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         thread = threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True)
         thread.start()
@@ -244,20 +244,20 @@ def server(tmp_path):
 def fetch_from(address: str):
     def fetch(target: Path) -> None:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(address, timeout=10) as answer, target.open("wb") as file:
-            shutil.copyfileobj(answer, file)
+        with opener.open(address, timeout=10) as response, target.open("wb") as file:
+            shutil.copyfileobj(response, file)
 
     return fetch
 
 
 @pytest.mark.parametrize("name", ["ml1m", "ml1m.zip"], ids=["unpacked", "kept-as-zip"])
-def test_what_is_fetched_can_be_read(tmp_path, server, name):
+def test_a_downloaded_dataset_can_be_read(tmp_path, server, name):
     folder, address = server
     write(folder / "original", content(), "zip", "content/dataset/")
     root = tmp_path / "made" / "on the way" / name
     download_ml1m(root, fetch_from(f"{address}/original.zip"))
     assert root.is_file() is name.endswith(".zip")
-    assert len(read_ml1m(root, download=True).movies) == 3  # there already: nothing is fetched
+    assert len(read_ml1m(root, download=True).movies) == 3  # exists, so nothing is downloaded
     assert [path.name for path in root.parent.iterdir()] == [name]
 
 
@@ -265,45 +265,45 @@ def test_what_is_fetched_can_be_read(tmp_path, server, name):
 @pytest.mark.parametrize("fault", ["404", "html", "cut", "other-zip", "interrupted"])
 def test_a_failed_download_leaves_nothing(tmp_path, server, fault, name):
     folder, address = server
-    good = write(folder / "original", content(), "zip").read_bytes()
-    served = {"html": b"<html>quota exceeded</html>", "cut": good[:-30], "interrupted": good}
+    valid = write(folder / "original", content(), "zip").read_bytes()
+    served = {"html": b"<html>quota exceeded</html>", "cut": valid[:-30], "interrupted": valid}
     if fault == "other-zip":
         write(folder / "faulty", {"README": b"hello"}, "zip")
     elif fault in served:
         (folder / "faulty.zip").write_bytes(served[fault])
     fetch = fetch_from(f"{address}/faulty.zip")
 
-    def interrupted(target: Path) -> None:
+    def interrupted_fetch(target: Path) -> None:
         fetch(target)
         raise KeyboardInterrupt
 
     root = tmp_path / "data" / name
     if fault == "interrupted":
         with pytest.raises(KeyboardInterrupt):
-            download_ml1m(root, interrupted)
+            download_ml1m(root, interrupted_fetch)
     else:
         with pytest.raises(DataError, match=r"By hand: .*drive\.google\.com.*movies_train\.dat"):
             download_ml1m(root, fetch)
     assert list(root.parent.iterdir()) == []
 
 
-def test_another_process_that_was_quicker_wins(tmp_path, server):
+def test_a_dataset_downloaded_by_another_process_is_kept(tmp_path, server):
     folder, address = server
     write(folder / "original", content(), "zip")
     root = tmp_path / "ml1m"
     fetch = fetch_from(f"{address}/original.zip")
 
-    def fetch_and_be_overtaken(target: Path) -> None:
+    def fetch_too_late(target: Path) -> None:
         fetch(target)
         write(root, content(movies_test__dat=b"7::Heat::Comedy"), "folder")
 
-    download_ml1m(root, fetch_and_be_overtaken)
+    download_ml1m(root, fetch_too_late)
     assert read_ml1m(root).movies[-1].title == "Heat"
 
 
-def test_without_a_network_one_message_says_what_to_do(tmp_path, monkeypatch):
+def test_the_download_error_without_a_network_says_what_to_do(tmp_path, monkeypatch):
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # no server there
     with pytest.raises(DataError) as caught:
         read_ml1m(tmp_path / "ml1m", download=True)
     message = str(caught.value)
@@ -314,9 +314,9 @@ def test_without_a_network_one_message_says_what_to_do(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def special(name: str, kind: int) -> zipfile.ZipInfo:
+def special_entry(name: str, kind: int) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name)
-    info.create_system = 3  # Unix, where the mode is
+    info.create_system = 3  # Unix: external_attr holds the file mode
     info.external_attr = (kind | 0o777) << 16
     return info
 
@@ -329,11 +329,11 @@ def special(name: str, kind: int) -> zipfile.ZipInfo:
         pytest.param("/out.txt", id="absolute"),
         pytest.param("..\\out.txt", id="backslash"),
         pytest.param("C:/out.txt", id="drive"),
-        pytest.param(special("link", stat.S_IFLNK), id="link"),
-        pytest.param(special("pipe", stat.S_IFIFO), id="pipe"),
+        pytest.param(special_entry("link", stat.S_IFLNK), id="link"),
+        pytest.param(special_entry("pipe", stat.S_IFIFO), id="pipe"),
     ],
 )
-def test_no_entry_leaves_the_folder(tmp_path, entry):
+def test_zip_entries_outside_the_folder_are_refused(tmp_path, entry):
     archive = tmp_path / "evil.zip"
     with zipfile.ZipFile(archive, "w") as target:
         target.writestr("movies_train.dat", TRAIN)
@@ -346,7 +346,7 @@ def test_no_entry_leaves_the_folder(tmp_path, entry):
     assert [path for path in tmp_path.rglob("*") if path.is_symlink()] == []
 
 
-def test_an_entry_that_comes_twice_is_refused(tmp_path):
+def test_a_duplicate_zip_entry_is_refused(tmp_path):
     archive = tmp_path / "twice.zip"
     with zipfile.ZipFile(archive, "w") as target, pytest.warns(UserWarning, match="Duplicate"):
         target.writestr("a.txt", "one")
@@ -355,7 +355,7 @@ def test_an_entry_that_comes_twice_is_refused(tmp_path):
         unpack(archive, tmp_path / "dataset")
 
 
-def test_absurd_sizes_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+def test_huge_zips_are_refused_before_writing_anything(tmp_path, monkeypatch):
     archive = write(tmp_path / "data", content(), "zip")
     with zipfile.ZipFile(archive) as source:
         size = sum(info.file_size for info in source.infolist())

@@ -1,4 +1,4 @@
-"""MM-IMDb: a folder in its layout, as the test makes it."""
+"""The mmimdb reader, on a small folder in the layout of MM-IMDb."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_movies_as_the_files_tell(root: Path):
-    found = read_mmimdb(root)
-    movies = {movie.id: movie for movie in found.movies}
-    assert found.genres == GENRES
+def test_movies_are_read_from_the_files(root: Path):
+    movie_set = read_mmimdb(root)
+    movies = {movie.id: movie for movie in movie_set.movies}
+    assert movie_set.genres == GENRES
     assert len(GENRES) == 23
     assert list(movies) == ["0000008", "0111161", "0468569"]
     assert [movie.split for movie in movies.values()] == ["train", "val", "test"]
@@ -50,7 +50,7 @@ def test_movies_as_the_files_tell(root: Path):
     assert poster.read_bytes() == b"not opened by a reader"
 
 
-def test_what_is_left_out_is_counted(root: Path):
+def test_ignored_genres_and_movies_are_counted(root: Path):
     genres, movies = read_mmimdb(root).notes
     assert "News 2" in genres
     assert "Talk-Show 1" in genres
@@ -58,7 +58,7 @@ def test_what_is_left_out_is_counted(root: Path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("corrupt", "message"),
     [
         (lambda root: (root / "split.json").unlink(), "split.json"),
         (lambda root: (root / "split.json").write_text('{"train": []}'), "'dev' is missing"),
@@ -79,7 +79,7 @@ def test_what_is_left_out_is_counted(root: Path):
     ],
     ids=["no split", "no dev", "deep", "no movie", "list", "no title", "genres", "plot"],
 )
-def test_a_bad_file_is_named_with_its_key(root: Path, change, message: str):
-    change(root)
+def test_invalid_files_are_refused(root: Path, corrupt, message: str):
+    corrupt(root)
     with pytest.raises(DataError, match=message):
         read_mmimdb(root)

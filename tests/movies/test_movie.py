@@ -1,4 +1,4 @@
-"""Movies, their posters' bytes, their labels, and the checks that every reader ends with."""
+"""Movies, the bytes of their posters, their labels, and the checks that every reader runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from genre_lightning.movies.movie import (
 from tests.datasets import movie
 
 
-def archive_of(path: Path, contents: dict[str, bytes]) -> list[PosterFile]:
+def write_archive(path: Path, contents: dict[str, bytes]) -> list[PosterFile]:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in contents.items():
             archive.writestr(name, data)
@@ -64,38 +64,38 @@ def test_labels_of_an_unknown_genre_name_the_row():
         ),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused(movies, genres, message):
+def test_invalid_movies_are_refused(movies, genres, message):
     with pytest.raises(DataError, match=message):
         check_movies(MovieSet(movies, genres))
 
 
-def test_what_can_be_trained_on_passes():
+def test_valid_movies_pass():
     check_movies(MovieSet([movie(), movie(id="2", split="val")], ("Action", "Never seen")))
 
 
-def test_a_movie_has_what_its_columns_hold():
+def test_value_returns_a_column_of_a_movie():
     poster = PosterFile(Path("1.jpg"), None, 10, 1)
-    one = movie(poster=poster, columns={"synopsis": "A thief."}, id="7")
-    assert one.title == "Heat (1995)"
-    assert (one.value("poster"), one.value("synopsis")) == (poster, "A thief.")
-    assert one.value("cast") is None and one.value("id") == "7"
-    assert movie(title=poster).title == ""  # a reader's mistake, which check_movies refuses
+    heat = movie(poster=poster, columns={"synopsis": "A thief."}, id="7")
+    assert heat.title == "Heat (1995)"
+    assert (heat.value("poster"), heat.value("synopsis")) == (poster, "A thief.")
+    assert heat.value("cast") is None and heat.value("id") == "7"
+    assert movie(title=poster).title == ""  # a reader's bug, which check_movies refuses
 
 
-def test_empty_cells_are_no_columns():
+def test_without_empty_drops_empty_cells():
     poster = PosterFile(Path("1.jpg"), None, -1, 0)
     cells = {"title": "Heat", "synopsis": "", "cast": None, "poster": poster}
     assert without_empty(cells) == {"title": "Heat", "poster": poster}
 
 
-def test_columns_are_those_that_some_movie_has():
+def test_columns_lists_the_columns_of_any_movie():
     poster = PosterFile(Path("1.jpg"), None, 10, 1)
     movies = [movie(columns={"cast": "Pacino"}), movie(poster=poster, columns={"a": "b"})]
     assert MovieSet(movies, ("Action",)).columns() == ("title", "poster", "a", "cast")
     assert MovieSet([movie()], ("Action",)).columns() == ("title",)
 
 
-def test_bytes_of_a_file(tmp_path):
+def test_read_bytes_of_a_plain_file(tmp_path):
     path = tmp_path / "1.jpg"
     path.write_bytes(b"poster")
     poster = PosterFile(path, None, 6, path.stat().st_mtime_ns)
@@ -104,15 +104,15 @@ def test_bytes_of_a_file(tmp_path):
     assert poster.exists
 
 
-def test_a_poster_is_found_where_a_plain_file_is(tmp_path):
+def test_poster_file_at_a_path(tmp_path):
     path = tmp_path / "1.jpg"
     path.write_bytes(b"poster")
     assert PosterFile.at(path) == PosterFile(path, None, 6, path.stat().st_mtime_ns)
-    for none in (tmp_path, tmp_path / "gone.jpg", path / "below.jpg", Path("a\0b.jpg")):
-        assert PosterFile.at(none) == PosterFile(none, None, -1, 0)
+    for not_a_file in (tmp_path, tmp_path / "gone.jpg", path / "below.jpg", Path("a\0b.jpg")):
+        assert PosterFile.at(not_a_file) == PosterFile(not_a_file, None, -1, 0)
 
 
-def test_a_file_that_is_gone_raises_and_is_named(tmp_path):
+def test_reading_a_missing_file_raises(tmp_path):
     poster = PosterFile(tmp_path / "gone.jpg", None, -1, 0)
     assert not poster.exists
     assert poster.name.endswith("gone.jpg")
@@ -120,9 +120,9 @@ def test_a_file_that_is_gone_raises_and_is_named(tmp_path):
         poster.read_bytes()
 
 
-def test_threads_share_an_archive(tmp_path):
+def test_threads_can_read_one_archive(tmp_path):
     contents = {f"{i}.jpg": os.urandom(5000 + i) for i in range(40)}
-    posters = archive_of(tmp_path / "posters.zip", contents) * 5
+    posters = write_archive(tmp_path / "posters.zip", contents) * 5
     barrier = threading.Barrier(8)
 
     def read(poster: PosterFile) -> bytes:
@@ -136,26 +136,26 @@ def test_threads_share_an_archive(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_forked_process_reads_on_its_own(tmp_path):
+def test_a_forked_process_can_read_an_open_archive(tmp_path):
     contents = {f"{i}.jpg": os.urandom(200_000) for i in range(20)}
-    posters = archive_of(tmp_path / "posters.zip", contents)
+    posters = write_archive(tmp_path / "posters.zip", contents)
     posters[0].read_bytes()  # opened here, before the fork
     with get_context("fork").Pool(2) as pool:
-        there = pool.map_async(PosterFile.read_bytes, posters * 3, chunksize=1)
-        here = [poster.read_bytes() for poster in posters * 3]
-        assert there.get(timeout=60) == here == list(contents.values()) * 3
+        in_children = pool.map_async(PosterFile.read_bytes, posters * 3, chunksize=1)
+        in_parent = [poster.read_bytes() for poster in posters * 3]
+        assert in_children.get(timeout=60) == in_parent == list(contents.values()) * 3
 
 
-def test_an_archive_that_is_replaced_is_opened_anew(tmp_path):
+def test_a_replaced_archive_is_reopened(tmp_path):
     path = tmp_path / "posters.zip"
-    archive_of(path, {"1.jpg": b"first"})[0].read_bytes()
-    (later,) = archive_of(path, {"1.jpg": b"another, and longer"})
-    assert later.read_bytes() == b"another, and longer"
+    write_archive(path, {"1.jpg": b"first"})[0].read_bytes()
+    (replaced,) = write_archive(path, {"1.jpg": b"another, and longer"})
+    assert replaced.read_bytes() == b"another, and longer"
 
 
-def test_a_member_that_is_gone_raises(tmp_path):
+def test_a_missing_member_raises(tmp_path):
     path = tmp_path / "posters.zip"
-    archive_of(path, {"1.jpg": b"first"})
+    write_archive(path, {"1.jpg": b"first"})
     with pytest.raises(FileNotFoundError, match=r"posters\.zip:2\.jpg"):
         PosterFile(path, "2.jpg", 5, 0).read_bytes()
 
@@ -171,9 +171,9 @@ def test_a_damaged_member_raises_oserror(tmp_path):
         PosterFile(path, "1.jpg", 1000, 0).read_bytes()
 
 
-def test_an_archive_cut_short_raises_oserror(tmp_path):
+def test_a_truncated_archive_raises_oserror(tmp_path):
     path = tmp_path / "posters.zip"
-    (poster,) = archive_of(path, {"1.jpg": os.urandom(1000)})
+    (poster,) = write_archive(path, {"1.jpg": os.urandom(1000)})
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(OSError, match=r"1\.jpg"):
         poster.read_bytes()

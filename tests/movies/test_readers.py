@@ -1,4 +1,4 @@
-"""Readers by name."""
+"""The table of readers."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def test_a_reader_is_found_by_name(tmp_path):
         pytest.param("ml1m", {"root": None}, "needs the option 'root'", id="given-as-null"),
     ],
 )
-def test_what_is_not_there_is_answered_with_what_is(reader, options, message):
+def test_unknown_readers_and_options_are_refused(reader, options, message):
     with pytest.raises(DataError, match=message):
         read_movies(reader, **options)
 
 
 @pytest.mark.parametrize("reader", list(READERS))
 def test_no_reader_opens_a_poster(reader, tmp_path, monkeypatch):
-    """They locate; what a poster holds is found out, and reported, when it is decoded."""
+    """Readers only locate posters; inputs decode them and report the unreadable ones."""
     if reader == "demo":
         options: dict[str, object] = {"root": tmp_path, "num_movies": 20, "poster_height": 32}
         read_movies(reader, **options)  # draws them
@@ -55,8 +55,8 @@ def test_no_reader_opens_a_poster(reader, tmp_path, monkeypatch):
         (tmp_path / "1.jpg").write_bytes(b"no image")
         options = {"path": tmp_path / "movies.csv"}
 
-    def refuse(*_args, **_options):
+    def fail(*_args, **_options):
         raise AssertionError("a reader opened an image")
 
-    monkeypatch.setattr("PIL.Image.open", refuse)
+    monkeypatch.setattr("PIL.Image.open", fail)
     assert any(poster_of(movie) is not None for movie in read_movies(reader, **options).movies)

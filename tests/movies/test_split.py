@@ -1,4 +1,4 @@
-"""Splits: what the dataset says is kept, the rest is stratified, exact and seeded."""
+"""Splits: named ones are kept, the others drawn: stratified, of exact size, seeded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FRACTIONS: dict[str, Any] = {"val_fraction": 0.2, "test_fraction": 0.2, "seed": 
 
 
 def multi_hot(num_movies: int, seed: int = 0) -> np.ndarray:
-    """(N, 12) with genres from common to rare, each row with one at least."""
+    """(N, 12) labels from common to rare genres, at least one in each row."""
     rng = np.random.default_rng(seed)
     labels = rng.random((num_movies, 12)) < np.geomspace(0.4, 0.01, 12)
     labels[np.arange(num_movies), rng.integers(0, 3, num_movies)] |= ~labels.any(axis=1)
@@ -35,7 +35,7 @@ def assert_partition(rows: dict[str, np.ndarray], num_movies: int) -> None:
     assert sorted(np.concatenate(list(rows.values())).tolist()) == list(range(num_movies))
 
 
-def test_sizes_of_movielens():
+def test_split_sizes_of_movielens():
     rows = split_movies([None] * 3883, multi_hot(3883), **FRACTIONS)
     assert_partition(rows, 3883)
     assert {name: len(row) for name, row in rows.items()} == {
@@ -45,7 +45,7 @@ def test_sizes_of_movielens():
     }
 
 
-def test_label_shares_are_closer_than_at_random():
+def test_stratified_label_shares_are_closer_than_random_ones():
     labels = multi_hot(2000).astype(float)
 
     def gap(taken: np.ndarray) -> float:
@@ -54,7 +54,7 @@ def test_label_shares_are_closer_than_at_random():
     stratified = [gap(stratified_subset(labels, 200, seed)) for seed in range(5)]
     rng = np.random.default_rng(0)
     at_random = [gap(rng.permutation(2000)[:200]) for _ in range(50)]
-    # In movies: within two of the share for every genre at once; a plain draw is off by more.
+    # Every genre is within two movies of its share; a random draw is off by more.
     assert max(stratified) <= 2.0
     assert max(stratified) < min(at_random)
 
@@ -67,35 +67,35 @@ def test_rare_labels_are_on_both_sides():
     assert [int(labels[row, -1].sum()) for row in rows.values()] == [2, 1, 1]
 
 
-def test_what_the_dataset_says_is_kept():
-    given_splits = (["train", "val", "test", None, "train"] * 40)[:200]
-    rows = split_movies(given_splits, multi_hot(200), **FRACTIONS)
+def test_named_splits_are_kept():
+    named_splits = (["train", "val", "test", None, "train"] * 40)[:200]
+    rows = split_movies(named_splits, multi_hot(200), **FRACTIONS)
     assert_partition(rows, 200)
-    assert rows["val"].tolist() == [i for i, s in enumerate(given_splits) if s == "val"]
-    assert rows["test"].tolist() == [i for i, s in enumerate(given_splits) if s == "test"]
+    assert rows["val"].tolist() == [i for i, s in enumerate(named_splits) if s == "val"]
+    assert rows["test"].tolist() == [i for i, s in enumerate(named_splits) if s == "test"]
 
 
 @pytest.mark.parametrize(
     ("given_splits", "sizes"),
     [
-        pytest.param([None] * 100, (64, 16, 20), id="nothing-given"),
-        pytest.param(["test"] * 30 + ["train"] * 70, (56, 14, 30), id="test-given"),
-        pytest.param(["test"] * 30 + [None] * 70, (56, 14, 30), id="test-given-rest-open"),
-        pytest.param(["val"] * 30 + [None] * 70, (56, 30, 14), id="val-given"),
+        pytest.param([None] * 100, (64, 16, 20), id="none-named"),
+        pytest.param(["test"] * 30 + ["train"] * 70, (56, 14, 30), id="test-named"),
+        pytest.param(["test"] * 30 + [None] * 70, (56, 14, 30), id="test-named-rest-open"),
+        pytest.param(["val"] * 30 + [None] * 70, (56, 30, 14), id="val-named"),
         pytest.param(["val"] * 30 + [None] * 20 + ["train"] * 50, (66, 30, 4), id="part-open"),
-        pytest.param(["train"] * 80 + [None] * 20, (77, 19, 4), id="test-from-the-open-alone"),
+        pytest.param(["train"] * 80 + [None] * 20, (77, 19, 4), id="test-from-open-rows-only"),
     ],
 )
-def test_what_is_not_said_is_taken(given_splits, sizes):
-    rows = split_movies(given_splits, multi_hot(100), **FRACTIONS)
+def test_unnamed_splits_are_drawn(named_splits, sizes):
+    rows = split_movies(named_splits, multi_hot(100), **FRACTIONS)
     assert_partition(rows, 100)
     assert tuple(len(row) for row in rows.values()) == sizes
-    open_rows = {i for i, split in enumerate(given_splits) if split is None}
-    if "test" not in given_splits:
+    open_rows = {i for i, split in enumerate(named_splits) if split is None}
+    if "test" not in named_splits:
         assert set(rows["test"].tolist()) <= open_rows
 
 
-def test_same_seed_same_split_whatever_numpy_drew_before():
+def test_splits_depend_on_the_seed_and_no_global_state():
     labels = multi_hot(300)
     np.random.seed(1)
     first = split_movies([None] * 300, labels, **FRACTIONS)
@@ -103,20 +103,20 @@ def test_same_seed_same_split_whatever_numpy_drew_before():
     next_draw = np.random.random()
     np.random.seed(2)
     again = split_movies([None] * 300, labels, **FRACTIONS)
-    assert np.random.random() == next_draw  # nor does it disturb anyone else's draws
+    assert np.random.random() == next_draw  # the global generator is not used
     other = split_movies([None] * 300, labels, **{**FRACTIONS, "seed": 1})
     for name, row in first.items():
         assert row.tolist() == again[name].tolist()
     assert first["val"].tolist() != other["val"].tolist()
 
 
-def test_test_movies_do_not_change_what_is_drawn_for_validation():
+def test_test_movies_do_not_change_the_validation_split():
     labels = multi_hot(300)
     rows = split_movies(["train"] * 200 + ["test"] * 100, labels, **FRACTIONS)
     changed = np.concatenate([labels[:200], 1 - labels[200:250]])
     fewer = split_movies(["train"] * 200 + ["test"] * 50, changed, **FRACTIONS)
     assert rows["val"].tolist() == fewer["val"].tolist()
-    # Nor does their place among the others.
+    # Nor does the position of the test movies.
     mixed = np.concatenate([labels[200:], labels[:200]])
     moved = split_movies(["test"] * 100 + ["train"] * 200, mixed, **FRACTIONS)
     assert (moved["val"] - 100).tolist() == rows["val"].tolist()
@@ -156,30 +156,30 @@ def test_a_subset_has_the_exact_size_for_any_labels(num_movies, num_genres, dens
         pytest.param([], {}, "test split is empty", id="no-movies"),
     ],
 )
-def test_an_empty_split_is_refused(given_splits, changes, message):
-    labels = np.ones((len(given_splits), 3), dtype=np.uint8)
+def test_an_empty_split_is_refused(named_splits, changes, message):
+    labels = np.ones((len(named_splits), 3), dtype=np.uint8)
     with pytest.raises(DataError, match=message):
-        split_movies(given_splits, labels, **{**FRACTIONS, **changes})
+        split_movies(named_splits, labels, **{**FRACTIONS, **changes})
 
 
-def test_fractions_that_are_not_needed_do_not_matter():
+def test_unneeded_fractions_are_not_checked():
     rows = split_movies(
         ["train", "val", "test"], np.ones((3, 2)), val_fraction=0.0, test_fraction=0.0, seed=0
     )
     assert [row.tolist() for row in rows.values()] == [[0], [1], [2]]
 
 
-def test_rows_that_do_not_fit_are_a_mistake_of_the_caller():
+def test_mismatched_lengths_raise_value_error():
     with pytest.raises(ValueError, match="3 splits for 2 rows"):
         split_movies([None] * 3, np.ones((2, 2)), **FRACTIONS)
 
 
 def test_scikit_learn_is_not_imported_before_it_is_needed():
     code = "import sys, genre_lightning.movies.split; print('sklearn' in sys.modules)"
-    answer = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert answer.stdout.strip() == "False"
+    assert result.stdout.strip() == "False"
 
 
 def test_the_real_movies(ml1m_root):

@@ -1,4 +1,4 @@
-"""The table before training."""
+"""The dataset table shown before training, and its notes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from genre_lightning.movies.summary import (
     unread_column_notes,
 )
 
-THERE = PosterFile(Path("1.jpg"), None, 10, 1)
+PRESENT = PosterFile(Path("1.jpg"), None, 10, 1)
 GONE = PosterFile(Path("gone.jpg"), None, -1, 0)
 MOVIES = [
     Movie(
@@ -34,32 +34,32 @@ MOVIES = [
         f"movies.csv:{i + 2}",
     )
     for i, (poster, synopsis) in enumerate(
-        [(THERE, "One."), (None, ""), (GONE, "Three."), (THERE, ""), (THERE, "Five.")]
+        [(PRESENT, "One."), (None, ""), (GONE, "Three."), (PRESENT, ""), (PRESENT, "Five.")]
     )
 ]
 SPLITS = {"train": np.array([0, 1, 3]), "val": np.array([2]), "test": np.array([4])}
 LABELS = np.array([[1, 0], [1, 1], [0, 1], [1, 0], [1, 1]], dtype=np.uint8)
 
 
-PLACE = np.array([0, -1, -1, -1, 1])
+POSTER_INDEX = np.array([0, -1, -1, -1, 1])
 
 
 @pytest.fixture
 def table():
     states = {
-        "poster": column_states(MOVIES, "poster", PLACE),
+        "poster": column_states(MOVIES, "poster", POSTER_INDEX),
         "title": column_states(MOVIES, "title"),
         "synopsis": column_states(MOVIES, "synopsis"),
     }
     return dataset_table(MovieSet(MOVIES, ("War", "Drama")), SPLITS, LABELS, states)
 
 
-def test_states_tell_missing_from_unreadable():
-    states = column_states(MOVIES, "poster", PLACE)
+def test_missing_and_unreadable_posters_are_distinguished():
+    states = column_states(MOVIES, "poster", POSTER_INDEX)
     assert states.tolist() == ["present", "missing", "missing", "unreadable", "present"]
 
 
-def test_a_column_that_was_not_opened_is_there_or_missing():
+def test_values_of_an_unopened_column_are_present_or_missing():
     states = column_states(MOVIES, "poster")
     assert states.tolist() == ["present", "missing", "missing", "present", "present"]
     assert column_states(MOVIES, "synopsis").tolist() == [
@@ -81,7 +81,7 @@ def test_counts_per_split(table):
     assert table.genres == (("War", (3, 0, 1)), ("Drama", (1, 1, 1)))
 
 
-def test_labels_of_bytes_do_not_overflow():
+def test_counts_of_uint8_labels_do_not_overflow():
     movies = [MOVIES[0]] * 300
     labels = np.ones((300, 1), dtype=np.uint8)
     table = dataset_table(
@@ -93,7 +93,7 @@ def test_labels_of_bytes_do_not_overflow():
     assert table.genres == (("War", (300,)),)
 
 
-def test_posters_not_there_are_named():
+def test_absent_posters_are_listed():
     assert absent_posters(MOVIES) == ["movies.csv:4: gone.jpg"]
 
 
@@ -115,7 +115,7 @@ def test_posters_not_there_are_named():
     ],
     ids=["one", "both", "a remake", "within train"],
 )
-def test_movies_that_are_learnt_and_scored_are_told_of(
+def test_test_or_val_movies_that_are_also_in_train_are_reported(
     titles: list[str], genres: list[str], expected_start: str | None
 ):
     movies = [
@@ -129,7 +129,7 @@ def test_movies_that_are_learnt_and_scored_are_told_of(
     assert (
         re.match(expected_start, notes[0]) and "such as movies.csv:4 and movies.csv:2:" in notes[0]
     )
-    # By folds all of train is validation, which is no other movie.
+    # With folds, validation is all of train: the same movies, not duplicates.
     by_folds = {"train": SPLITS["train"], "val": SPLITS["train"], "test": np.array([], dtype=int)}
     assert duplicate_movie_notes(movies, by_folds) == []
 
@@ -143,14 +143,14 @@ def test_movies_that_are_learnt_and_scored_are_told_of(
     ],
     ids=["none", "one", "many"],
 )
-def test_genres_that_nobody_learns_are_told_of(genres: list[str], expected_start: str | None):
+def test_genres_missing_from_train_are_reported(genres: list[str], expected_start: str | None):
     labels = np.zeros((5, len(genres)), dtype=np.uint8)
     labels[[0, 1], [0, 1]] = 1
     labels[4] = 1
-    found = unlearnable_genre_notes(
+    notes = unlearnable_genre_notes(
         dataset_table(MovieSet(MOVIES, tuple(genres)), SPLITS, labels, {})
     )
-    assert found == [] if expected_start is None else found[0].startswith(expected_start)
+    assert notes == [] if expected_start is None else notes[0].startswith(expected_start)
 
 
 @pytest.mark.parametrize(
@@ -162,13 +162,13 @@ def test_genres_that_nobody_learns_are_told_of(genres: list[str], expected_start
     ],
     ids=["none", "one", "two"],
 )
-def test_genres_that_every_movie_has_are_told_of(genres: list[str], expected_start: str | None):
+def test_genres_of_every_training_movie_are_reported(genres: list[str], expected_start: str | None):
     labels = np.ones((5, len(genres)), dtype=np.uint8)
     labels[SPLITS["train"][0], :2] = 0
-    found = universal_genre_notes(
+    notes = universal_genre_notes(
         dataset_table(MovieSet(MOVIES, tuple(genres)), SPLITS, labels, {})
     )
-    assert found == [] if expected_start is None else found[0].startswith(expected_start)
+    assert notes == [] if expected_start is None else notes[0].startswith(expected_start)
 
 
 @pytest.mark.parametrize(
@@ -191,27 +191,27 @@ def test_genres_that_every_movie_has_are_told_of(genres: list[str], expected_sta
             "+model/branch@model.branches.NAME=text_tfidf model.branches.NAME.input.column=NAME",
         ),
     ],
-    ids=["none", "one", "a name that needs no quotes", "none without quotes"],
+    ids=["none", "one", "first plain name", "no plain name"],
 )
-def test_columns_that_no_branch_reads_are_named(columns: list[str], note: str | None):
+def test_columns_that_no_branch_reads_are_reported(columns: list[str], note: str | None):
     assert unread_column_notes(columns, {"title", "cast"}) == ([note] if note else [])
 
 
-def test_posters_in_another_place_are_told_of_once():
-    gone = [PosterFile.at(Path(f"/nowhere/{n}.jpg")) for n in range(3)]
-    movies = [Movie(str(n), {"poster": p}, ("A",), None, f"m:{n}") for n, p in enumerate(gone)]
+def test_if_all_posters_are_absent_only_the_first_is_listed():
+    posters = [PosterFile.at(Path(f"/nowhere/{n}.jpg")) for n in range(3)]
+    movies = [Movie(str(n), {"poster": p}, ("A",), None, f"m:{n}") for n, p in enumerate(posters)]
     assert absent_posters(movies) == [
         "m:0: /nowhere/0.jpg, nor any other of the 3 that the dataset names"
     ]
 
 
-def test_a_genre_that_no_movie_has_is_not_told_of():
-    # MM-IMDb's list has all of the benchmark, whichever movies there are.
+def test_a_genre_that_no_movie_has_is_not_reported():
+    # MM-IMDb always lists all genres of the benchmark, whichever movies are present.
     table = dataset_table(MovieSet(MOVIES, ("War", "Opera")), SPLITS, LABELS * [1, 0], {})
     assert unlearnable_genre_notes(table) == []
 
 
-def test_a_few_that_agree_by_chance_are_not_told_of():
+def test_a_few_duplicates_are_not_reported():
     movies = [Movie(str(n), {"title": f"T{n % 201}"}, ("A",), None, "") for n in range(203)]
     splits = {"train": np.array([0]), "val": np.array([], dtype=int), "test": np.arange(1, 203)}
     assert duplicate_movie_notes(movies, splits) == []
@@ -219,14 +219,14 @@ def test_a_few_that_agree_by_chance_are_not_told_of():
     assert len(duplicate_movie_notes(movies, splits)) == 1
 
 
-def test_an_unknown_state_is_a_mistake_of_the_caller():
+def test_an_unknown_state_raises_value_error():
     with pytest.raises(ValueError, match="poster: unknown state 'lost'"):
         dataset_table(
             MovieSet(MOVIES, ("War", "Drama")), SPLITS, LABELS, {"poster": np.array(["lost"] * 5)}
         )
 
 
-def test_the_rendered_table_has_a_column_for_all(table):
+def test_the_rendered_table_has_a_total_column(table):
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(render_table(table))
     cells = [line.replace("│", " ").split() for line in console.export_text().splitlines()]

@@ -1,4 +1,4 @@
-"""CSV files by row and column; what they refuse is tested through the readers that use them."""
+"""Reading CSV files; the tests of the readers cover most of what is refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from genre_lightning.predicting.printing import CommandError
 from genre_lightning.predicting.tables import MovieRows
 
 
-def test_rows_by_column(tmp_path):
+def test_rows_are_read_by_column_name(tmp_path):
     path = tmp_path / "movies.csv"
     path.write_text('ID, Title ,,note\n7,"Heat, The",x, a \n\n8,"Two\nlines",y,\n')
     columns, rows = read_table(path, ("id",))
@@ -28,7 +28,7 @@ def test_rows_by_column(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=repr)
-def test_titles_with_quotes_in_a_table_with_tabs_that_knows_no_quoting(tmp_path: Path, end: str):
+def test_quotes_in_an_unquoted_tsv_are_kept(tmp_path: Path, end: str):
     path = tmp_path / "title.basics.tsv"
     titles = ['"Weird Al" Story', "Heat", '"Crocodile" Dundee "II"', '"Open', '"']
     rows = [f"tt{number}\t{title}\tComedy" for number, title in enumerate(titles)]
@@ -38,7 +38,7 @@ def test_titles_with_quotes_in_a_table_with_tabs_that_knows_no_quoting(tmp_path:
     assert [row.where for row in read] == [f"title.basics.tsv:{number}" for number in range(2, 7)]
 
 
-def test_a_table_with_tabs_may_have_quoted_cells(tmp_path: Path):
+def test_a_tsv_may_have_quoted_cells(tmp_path: Path):
     path = tmp_path / "movies.tsv"
     path.write_text('title\tplot\n"""Weird Al"" Story"\t"two\nlines, a\ttab"\n"Heat"\t""\n')
     _, read = read_table(path, ("title",))
@@ -52,19 +52,19 @@ def test_a_table_with_tabs_may_have_quoted_cells(tmp_path: Path):
     "text",
     [
         'title,year\n"Weird Al" Story,2022\n',
-        # Another program quoted a cell, and this one was written by hand.
+        # One row was quoted by a program, the other written by hand.
         'title\tyear\n"""Weird Al"" Story"\t2022\n"Crocodile" Dundee\t1986\n',
     ],
     ids=["comma", "tab"],
 )
-def test_a_title_that_begins_with_a_quote_is_told_with_what_to_do(tmp_path: Path, text: str):
+def test_an_unescaped_quote_is_refused_with_advice(tmp_path: Path, text: str):
     path = tmp_path / "movies.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=r'^movies\.csv:\d \(.*as a whole: """Weird Al"" Story'):
         read_table(path, ("title",))
 
 
-def test_several_columns_without_a_name_are_no_doubles(tmp_path):
+def test_several_columns_without_a_name_are_ignored(tmp_path):
     path = tmp_path / "movies.csv"
     path.write_text(",id,,\n0,7,,\n")
     columns, rows = read_table(path, ("id",))
@@ -82,7 +82,7 @@ def test_several_columns_without_a_name_are_no_doubles(tmp_path):
     ],
     ids=["gzip", "bzip2", "xz", "zip", "utf-16"],
 )
-def test_a_file_of_another_kind_is_told_by_what_it_is(
+def test_compressed_and_utf16_files_are_refused(
     tmp_path: Path, pack: Callable[[bytes], bytes], message: str
 ):
     path = tmp_path / "movies.csv"
@@ -94,14 +94,14 @@ def test_a_file_of_another_kind_is_told_by_what_it_is(
 
 
 @pytest.mark.parametrize("start", ["\n", "\r\n", ",,\n"], ids=["line", "windows", "cells"])
-def test_a_blank_row_above_the_header_is_told(tmp_path: Path, start: str):
+def test_a_blank_row_above_the_header_is_refused(tmp_path: Path, start: str):
     path = tmp_path / "movies.csv"
     path.write_text(f"{start}id,title,poster\n7,Heat,\n")
     with pytest.raises(DataError, match=r"csv:1: the first row is blank; it must name .*id"):
         read_table(path, ("id",))
 
 
-def test_columns_that_have_to_be_there(tmp_path):
+def test_missing_required_columns_are_refused(tmp_path):
     path = tmp_path / "movies.csv"
     path.write_text("title\nHeat\n")
     with pytest.raises(DataError, match=r"csv:1: the header has no column id and no poster; it ha"):
