@@ -1,4 +1,4 @@
-"""Contract of every network in the table, with every input that it takes."""
+"""The contract of every network in the table, with every input that it takes."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 
 @pytest.fixture
-def one(pair: tuple[str, str], tmp_path: Path) -> Opened:
+def fitted(pair: tuple[str, str], tmp_path: Path) -> Opened:
     return opened(pair[0], tmp_path)
 
 
-def small(name: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, **SMALL[name], **more}
+def small_network(name: str, **kwargs: Any) -> dict[str, Any]:
+    return {"name": name, **SMALL[name], **kwargs}
 
 
 @pytest.fixture
-def network(pair: tuple[str, str], one: Opened) -> Fusion:
+def network(pair: tuple[str, str], fitted: Opened) -> Fusion:
     torch.manual_seed(0)
-    network = build_network(GENRES, {"b": small(pair[1])}, {"b": one.input})
+    network = build_network(GENRES, {"b": small_network(pair[1])}, {"b": fitted.input})
     drawn(network)
     return network
 
 
-def trained(network: nn.Module) -> dict[str, nn.Parameter]:
+def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in network.named_parameters() if p.requires_grad}
 
 
@@ -63,34 +63,32 @@ def branch(network: Fusion) -> nn.Module:
     return network.branches["b"]
 
 
-def test_each_network_is_tested() -> None:
+def test_every_network_and_input_is_tested() -> None:
     assert set(SMALL) == set(NETWORKS), "a new network needs a line in tests/kinds.py"
     assert {kind for kind, _ in PAIRS} == set(KINDS), "an input that no network takes"
 
 
-def test_every_argument_has_limits_and_a_default_inside_them(
-    pair: tuple[str, str], network: Fusion
-) -> None:
-    described = network.description["branches"]["b"]
-    assert described["name"] == pair[1]
-    assert set(described) - {"name"} == set(NETWORKS[pair[1]].limits)
+def test_every_argument_has_limits(pair: tuple[str, str], network: Fusion) -> None:
+    description = network.description["branches"]["b"]
+    assert description["name"] == pair[1]
+    assert set(description) - {"name"} == set(NETWORKS[pair[1]].limits)
 
 
-def test_it_gives_logits_of_the_rows_it_is_given(network: Fusion, one: Opened) -> None:
+def test_logits_of_a_row_do_not_depend_on_other_rows(network: Fusion, fitted: Opened) -> None:
     network.eval()
-    part = one.part([0, 2, 3, 4])
+    part = fitted.part([0, 2, 3, 4])
     logits = branch(network)(**part.numbers)
     assert logits.shape == (4, GENRES) and logits.dtype == torch.float32
     assert logits.isfinite().all() and len({tuple(row) for row in logits.tolist()}) == 4
-    # A movie's do not depend on the others'.
+    # A movie's logits do not depend on the other movies of the batch.
     for n, row in enumerate([0, 2, 3, 4]):
-        alone = branch(network)(**one.part([row]).numbers)
+        alone = branch(network)(**fitted.part([row]).numbers)
         torch.testing.assert_close(alone[0], logits[n], rtol=1e-4, atol=1e-5)
 
 
-def test_a_movie_without_the_column_gets_exactly_nothing(network: Fusion, one: Opened) -> None:
+def test_a_movie_without_the_column_gets_exactly_zero(network: Fusion, fitted: Opened) -> None:
     network.eval()
-    part = one.part([1, 0, 5, 3])
+    part = fitted.part([1, 0, 5, 3])
     logits = network.branch_logits({"b": part}, 4)["b"]
     assert torch.equal(logits[[0, 2]], torch.zeros(2, GENRES))
     assert torch.equal(logits[[1, 3]], branch(network)(**part.numbers))
@@ -100,16 +98,16 @@ def test_a_movie_without_the_column_gets_exactly_nothing(network: Fusion, one: O
 @pytest.mark.parametrize("training", [True, False], ids=["training", "predicting"])
 @pytest.mark.parametrize("rows", [[], [1, 5], [1, 2, 5], [4]], ids=str)
 def test_few_movies_or_none_have_the_column(
-    rows: list[int], training: bool, network: Fusion, one: Opened
+    rows: list[int], training: bool, network: Fusion, fitted: Opened
 ) -> None:
     network.train(training)
     before = copy.deepcopy(network.state_dict())
-    part = one.part(rows)
+    part = fitted.part(rows)
     logits = network({"b": part}, len(rows))
     assert logits.shape[-2:] == (len(rows), GENRES) and logits.isfinite().all()
     logits.square().sum().backward()
-    # As distributed training waits for, on every rank.
-    for name, parameter in trained(network).items():
+    # Distributed training waits for every gradient on every rank.
+    for name, parameter in trainable(network).items():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         if len(part) == 0:
             assert not parameter.grad.any(), name
@@ -121,59 +119,63 @@ def test_few_movies_or_none_have_the_column(
         assert network({"b": part}, len(rows)).shape[-2:] == (len(rows), GENRES)
 
 
-def test_a_gradient_reaches_every_weight(network: Fusion, one: Opened) -> None:
+def test_a_gradient_reaches_every_weight(network: Fusion, fitted: Opened) -> None:
     network.train()
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    logits = network({"b": one.part([0, 2, 3, 4])}, 4)
+    logits = network({"b": fitted.part([0, 2, 3, 4])}, 4)
     (logits.sigmoid() * torch.tensor([1.0, -2.0, 3.0])).square().sum().backward()
-    for name, parameter in trained(network).items():
+    for name, parameter in trainable(network).items():
         assert parameter.grad is not None and parameter.grad.any(), name
 
 
-def test_it_starts_from_the_priors(network: Fusion, one: Opened) -> None:
+def test_initial_scores_are_the_genre_frequencies(network: Fusion, fitted: Opened) -> None:
     network.start_from_priors([50, 5, 0], 100)
-    scores = torch.sigmoid(network.eval()({"b": one.part([1])}, 1))
+    scores = torch.sigmoid(network.eval()({"b": fitted.part([1])}, 1))
     torch.testing.assert_close(scores, torch.tensor([[0.5, 5.5 / 101, 0.5 / 101]]))
     assert not branch(network).get_parameter("head.bias").any()
 
 
-def test_the_description_rebuilds_it_without_drawing(network: Fusion, one: Opened) -> None:
+def test_the_description_rebuilds_the_network_without_random_numbers(
+    network: Fusion, fitted: Opened
+) -> None:
     plain = json.loads(json.dumps(network.description))
     assert complete_description(**plain) == network.description
-    check_fit(plain, {"b": one.input})
+    check_fit(plain, {"b": fitted.input})
     state = torch.random.get_rng_state()
     sketch = sketch_network(plain)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(value.is_meta for value in sketch.state_dict().values())
     sketch.load_state_dict(network.state_dict(), assign=True)
-    part = one.part([0, 2, 3])
+    part = fitted.part([0, 2, 3])
     assert torch.equal(sketch.eval()({"b": part}, 3), network.eval()({"b": part}, 3))
 
 
-def test_bfloat16(network: Fusion, one: Opened) -> None:
-    part = one.part([0, 2, 3])
+def test_bfloat16_autocast_is_close_to_float32(network: Fusion, fitted: Opened) -> None:
+    part = fitted.part([0, 2, 3])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = network.eval()({"b": part}, 3)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, network({"b": part}, 3), rtol=0.1, atol=0.3)
 
 
-def test_models_dropout_reaches_it_where_it_names_none(pair: tuple[str, str], one: Opened) -> None:
+def test_a_network_without_its_own_dropout_gets_that_of_the_model(
+    pair: tuple[str, str], fitted: Opened
+) -> None:
     if "dropout" not in NETWORKS[pair[1]].limits:
         return
-    networks = {"a": small(pair[1]), "b": small(pair[1], dropout=0.125)}
-    inputs = {"a": one.input, "b": one.input}
-    built = build_network(GENRES, networks, inputs, dropout=0.75)
-    described = built.description["branches"]
-    assert [described[name]["dropout"] for name in "ab"] == [0.75, 0.125]
+    networks = {"a": small_network(pair[1]), "b": small_network(pair[1], dropout=0.125)}
+    inputs = {"a": fitted.input, "b": fitted.input}
+    model = build_network(GENRES, networks, inputs, dropout=0.75)
+    branches = model.description["branches"]
+    assert [branches[name]["dropout"] for name in "ab"] == [0.75, 0.125]
     for name, p in (("a", 0.75), ("b", 0.125)):
-        rates = {m.p for m in built.branches[name].modules() if isinstance(m, nn.Dropout)}
+        rates = {m.p for m in model.branches[name].modules() if isinstance(m, nn.Dropout)}
         assert p in rates, name
 
 
-# An untrusted description.
+# Untrusted descriptions.
 
 ABSURD: list[Any] = [
     None, True, "x", "os.system", -1, 10**9, 10**30, 1e308, float("nan"), float("inf"), [], [[]],
@@ -182,63 +184,63 @@ ABSURD: list[Any] = [
 
 
 @pytest.mark.parametrize("value", ABSURD, ids=lambda value: repr(value)[:20])
-def test_absurd_arguments_are_refused_by_key_without_memory(
+def test_absurd_arguments_are_refused_in_little_memory(
     value: Any, pair: tuple[str, str], network: Fusion
 ) -> None:
-    honest = network.description["branches"]["b"]
-    for argument in honest:
-        described = {**honest, argument: value}
+    valid = network.description["branches"]["b"]
+    for argument in valid:
+        changed = {**valid, argument: value}
         with little_memory():
             try:
-                complete = complete_description(GENRES, {"b": described})
+                complete = complete_description(GENRES, {"b": changed})
                 sketch_network(complete)
             except (ValueError, RuntimeError) as error:
                 assert len(str(error)) < 1000
                 continue
-        # What is let through is an honest value: one of the words, or a list of few numbers.
+        # An accepted value is valid: one of the allowed strings, or a short list of numbers.
         assert complete["branches"]["b"][argument] == value, argument
 
 
 def test_missing_and_unknown_arguments_are_refused(pair: tuple[str, str], network: Fusion) -> None:
-    honest = network.description["branches"]["b"]
+    valid = network.description["branches"]["b"]
     for key in ("_target_", "self", "num_genres", "x" * 10**5):
         with pytest.raises(ValueError, match="has no argument") as caught:
-            complete_description(GENRES, {"b": {**honest, key: 1}})
+            complete_description(GENRES, {"b": {**valid, key: 1}})
         assert len(str(caught.value)) < 1000
     with pytest.raises(ValueError, match=r"model\.branches\.b\.network.*name"):
-        complete_description(GENRES, {"b": {k: v for k, v in honest.items() if k != "name"}})
+        complete_description(GENRES, {"b": {k: v for k, v in valid.items() if k != "name"}})
 
 
-def test_an_input_of_another_width_does_not_fit(network: Fusion, one: Opened) -> None:
+def test_an_input_of_another_width_is_refused(network: Fusion, fitted: Opened) -> None:
     other = copy.deepcopy(network.description)
-    for argument, value in one.input.network_arguments().items():
+    for argument, value in fitted.input.network_arguments().items():
         changed = [side + 1 for side in value] if isinstance(value, list) else value + 1
         other["branches"]["b"][argument] = changed
     with pytest.raises(ValueError, match=r"model\.branches\.b: its network is made for"):
-        check_fit(other, {"b": one.input})
+        check_fit(other, {"b": fitted.input})
 
 
-# All of them together.
+# A model of all pairs together.
 
 
-def all_of(folder: Path) -> tuple[Fusion, dict[str, Part], int]:
-    """A model of every pair, and a batch in which each movie lacks some columns."""
+def build_all(folder: Path) -> tuple[Fusion, dict[str, Part], int]:
+    """A model of every pair, parts of a batch whose movies lack some columns, and its size."""
     inputs, networks, parts = {}, {}, {}
     rows = [[0, 1, 2, 5], [1, 2, 3, 5], [2, 0, 5, 5]]
-    for number, (kind, name) in enumerate(PAIRS):
+    for n, (kind, name) in enumerate(PAIRS):
         folder_of_kind = folder / kind
         folder_of_kind.mkdir(exist_ok=True)
-        one = opened(kind, folder_of_kind)
+        fitted = opened(kind, folder_of_kind)
         branch_name = f"{kind}_{name}"
-        inputs[branch_name], networks[branch_name] = one.input, small(name)
-        parts[branch_name] = one.part(rows[number % 3])
+        inputs[branch_name], networks[branch_name] = fitted.input, small_network(name)
+        parts[branch_name] = fitted.part(rows[n % 3])
     network = build_network(GENRES, networks, inputs)
     drawn(network)
     return network, parts, 4
 
 
-def test_the_total_is_the_sum_in_the_order_of_the_list(tmp_path: Path) -> None:
-    network, parts, num = all_of(tmp_path)
+def test_the_total_is_the_sum_in_the_order_of_the_branches(tmp_path: Path) -> None:
+    network, parts, num = build_all(tmp_path)
     network.eval()
     by_branch = network.branch_logits(parts, num)
     assert list(by_branch) == list(network.branches) == list(network.description["branches"])
@@ -246,18 +248,18 @@ def test_the_total_is_the_sum_in_the_order_of_the_list(tmp_path: Path) -> None:
     for name in by_branch:
         total = total + by_branch[name]
     assert torch.equal(network(parts, num), total) and torch.equal(network.total(by_branch), total)
-    # A movie that lacks a column has the sum of the others, to the last bit.
+    # A movie that lacks a column gets the sum of the other branches, to the last bit.
     for row in range(num):
-        alone: Tensor = network.prior
+        expected: Tensor = network.prior
         for name, part in parts.items():
             if row in part.rows.tolist():
-                alone = alone + by_branch[name][row]
-        assert torch.equal(network(parts, num)[row], alone), row
+                expected = expected + by_branch[name][row]
+        assert torch.equal(network(parts, num)[row], expected), row
     assert torch.equal(network(parts, num)[3], network.prior)
 
 
 def test_rows_without_the_column_are_not_computed(tmp_path: Path) -> None:
-    network, parts, num = all_of(tmp_path)
+    network, parts, num = build_all(tmp_path)
     computed: dict[str, int] = {}
 
     def count(name: str) -> Any:

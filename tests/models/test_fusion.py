@@ -45,16 +45,16 @@ def batch(posters: int = 2) -> dict[str, Part]:
         "weights": torch.tensor([0.5, 0.5, 1.0, 0.2, 0.9]),
     }
     pixels = torch.randn(posters, 3, 32, 32, generator=generator)
-    nothing = {name: value[:0] for name, value in titles.items()}
+    no_plots = {name: value[:0] for name, value in titles.items()}
     return {
         "title": Part(torch.arange(4), titles),
         "poster": Part(torch.tensor([1, 3])[:posters], {"pixels": pixels}),
-        "plot": Part(torch.arange(0), nothing),
+        "plot": Part(torch.arange(0), no_plots),
     }
 
 
 @pytest.mark.parametrize(
-    ("gives", "message"),
+    ("output_of", "message"),
     [
         (lambda rows: torch.zeros(rows, 1), r"\(4, 1\)"),
         (lambda rows: torch.zeros(3), r"\(3,\)"),
@@ -63,10 +63,10 @@ def batch(posters: int = 2) -> dict[str, Part]:
     ],
     ids=["one logit", "no movies", "two things", "nothing"],
 )
-def test_what_is_no_logits_of_all_genres_is_refused(gives: Any, message: str) -> None:
+def test_outputs_that_are_not_logits_are_refused(output_of: Any, message: str) -> None:
     class Odd(nn.Module):
         def forward(self, vectors: torch.Tensor) -> Any:
-            return gives(len(vectors))
+            return output_of(len(vectors))
 
     network = Fusion(3, {"title": Odd()})
     parts = {"title": Part(torch.arange(4), {"vectors": torch.zeros(4, 2)})}
@@ -74,7 +74,7 @@ def test_what_is_no_logits_of_all_genres_is_refused(gives: Any, message: str) ->
         network(parts, 4)
 
 
-def test_sum_scatters_posters_to_their_rows() -> None:
+def test_poster_logits_are_added_to_their_rows() -> None:
     network = build("title", "poster").eval()
     parts = batch()
     titles = network.branches["title"](**parts["title"].numbers)
@@ -83,14 +83,14 @@ def test_sum_scatters_posters_to_their_rows() -> None:
     torch.testing.assert_close(network(parts, 4), expected)
 
 
-def test_a_missing_poster_adds_exactly_nothing() -> None:
+def test_a_missing_poster_adds_exactly_zero() -> None:
     network = build("title", "poster").eval()
     branch_logits = network.branch_logits(batch(), 4)
     assert torch.equal(branch_logits["poster"][[0, 2]], torch.zeros(2, 3))
     assert torch.equal(network(batch(), 4)[[0, 2]], branch_logits["title"][[0, 2]])
 
 
-def test_other_movies_posters_do_not_change_a_movie() -> None:
+def test_the_poster_of_another_movie_changes_nothing() -> None:
     network = build("title", "poster").eval()
     changed = batch()
     changed["poster"].numbers["pixels"][1] += 1  # belongs to row 3
@@ -99,46 +99,46 @@ def test_other_movies_posters_do_not_change_a_movie() -> None:
     assert not torch.allclose(before[3], after[3])
 
 
-def test_a_column_that_no_movie_of_a_batch_has_changes_no_bit() -> None:
+def test_an_empty_branch_changes_no_bit() -> None:
     network = build("title", "plot").eval()
     alone = Fusion(3, {"title": network.branches["title"]}).eval()
     assert torch.equal(network(batch(), 4), alone(batch(), 4))
 
 
-def test_a_movie_of_which_nothing_is_known_scores_as_often_as_the_genre_occurs() -> None:
+def test_a_movie_without_columns_gets_the_genre_frequencies() -> None:
     network = build("poster").eval()
     network.start_from_priors([50, 5, 0], 100)
     scores = torch.sigmoid(network(batch(), 4))[[0, 2]]
     torch.testing.assert_close(scores, torch.tensor([[0.5, 5.5 / 101, 0.5 / 101]] * 2))
 
 
-def test_a_batch_without_posters_still_gives_every_parameter_a_gradient() -> None:
+def test_without_posters_every_parameter_still_gets_a_gradient() -> None:
     network = build("title", "poster", "plot")
     network(batch(posters=0), 4).sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("name", ["title", "poster"])
-def test_one_branch_alone(name: str) -> None:
+def test_a_single_branch(name: str) -> None:
     network = build(name).eval()
     branch_logits = network.branch_logits(batch(), 4)
     assert list(branch_logits) == [name] and torch.equal(network(batch(), 4), branch_logits[name])
     assert branch_logits[name].any()
 
 
-def test_branches_are_summed_in_the_order_of_the_list() -> None:
-    # Sums of three floats depend on it in the last bit.
-    forth, back = build("title", "poster", "plot").eval(), build("plot", "poster", "title").eval()
-    assert list(forth.branch_logits(batch(), 4)) == ["title", "poster", "plot"]
-    assert list(back.branch_logits(batch(), 4)) == ["plot", "poster", "title"]
+def test_branches_are_summed_in_their_order() -> None:
+    # The last bit of a sum of three floats depends on the order.
+    first, other = build("title", "poster", "plot").eval(), build("plot", "poster", "title").eval()
+    assert list(first.branch_logits(batch(), 4)) == ["title", "poster", "plot"]
+    assert list(other.branch_logits(batch(), 4)) == ["plot", "poster", "title"]
     branch_logits = {"a": torch.tensor([0.1]), "b": torch.tensor([0.2]), "c": torch.tensor([0.3])}
-    one = Fusion(1, {"a": nn.Identity()})
-    total = ((one.prior + branch_logits["a"]) + branch_logits["b"]) + branch_logits["c"]
-    assert torch.equal(one.total(branch_logits), total)
-    assert torch.equal(one.total({}), one.prior)
+    single = Fusion(1, {"a": nn.Identity()})
+    expected = ((single.prior + branch_logits["a"]) + branch_logits["b"]) + branch_logits["c"]
+    assert torch.equal(single.total(branch_logits), expected)
+    assert torch.equal(single.total({}), single.prior)
 
 
-def test_branches_that_train_nothing_need_no_gradient() -> None:
+def test_frozen_branches_need_no_gradient() -> None:
     network = build("title", "poster")
     network.branches["poster"].requires_grad_(False)
     network(batch(posters=0), 4).sum().backward()
@@ -150,7 +150,7 @@ def test_a_network_without_branches_is_refused() -> None:
         Fusion(3, {})
 
 
-def test_a_part_is_moved_whole() -> None:
+def test_map_tensors_changes_every_tensor_of_a_part() -> None:
     part = batch()["poster"]
     moved = part.map_tensors(lambda tensor: tensor.to("meta"))
     assert moved.rows.is_meta and moved.numbers["pixels"].is_meta and len(moved) == len(part) == 2

@@ -1,4 +1,4 @@
-"""Ensembles of networks side by side, in a whole model."""
+"""Members of an ensemble, in a whole model."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> MovieDataModule:
     return drawn_data(cache, inputs, batch_size=16, num_movies=100, missing_posters=0.3)
 
 
-def network(data: MovieDataModule, members: int, **more: Any) -> Fusion:
+def make_network(data: MovieDataModule, members: int, **changes: Any) -> Fusion:
     torch.manual_seed(0)
-    networks = {name: {**one, **more.get(name, {})} for name, one in NETWORKS.items()}
+    networks = {name: {**network, **changes.get(name, {})} for name, network in NETWORKS.items()}
     fusion = build_network(len(data.genres), networks, data.inputs, members=members, dropout=0.0)
     with torch.no_grad():
         for parameter in fusion.parameters():
@@ -53,26 +53,26 @@ def network(data: MovieDataModule, members: int, **more: Any) -> Fusion:
     return fusion
 
 
-def batch(data: MovieDataModule) -> MovieBatch:
+def first_batch(data: MovieDataModule) -> MovieBatch:
     return next(iter(data.loader("train", device="cpu")))
 
 
-def test_models_members_reach_every_network_that_has_them(data: MovieDataModule) -> None:
-    described = network(data, 3).description["branches"]
-    members = {name: one.get("members") for name, one in described.items()}
+def test_model_members_apply_to_every_network(data: MovieDataModule) -> None:
+    branches = make_network(data, 3).description["branches"]
+    members = {name: network.get("members") for name, network in branches.items()}
     assert members == {"terms": 3, "year": 3, "mlp": 3, "poster": 3}
-    own = network(data, 3, terms={"members": 1}).description["branches"]
+    own = make_network(data, 3, terms={"members": 1}).description["branches"]
     assert own["terms"]["members"] == 1 and own["year"]["members"] == 3
 
 
-def test_branches_of_different_numbers_of_members_are_refused(data: MovieDataModule) -> None:
+def test_different_numbers_of_members_are_refused(data: MovieDataModule) -> None:
     with pytest.raises(ValueError, match=r"model\.members: the branches have 2 and 3 members"):
-        network(data, 3, terms={"members": 2})
+        make_network(data, 3, terms={"members": 2})
 
 
-def test_with_and_without_members_sum(data: MovieDataModule) -> None:
+def test_branches_with_and_without_members_are_summed(data: MovieDataModule) -> None:
     single = {"mlp": {"members": 1}, "poster": {"members": 1}}
-    ensemble, movies = network(data, 3, **single), batch(data)
+    ensemble, movies = make_network(data, 3, **single), first_batch(data)
     assert 0 < len(movies.parts["poster"]) < len(movies)
     ensemble.train()
     by_branch = ensemble.branch_logits(movies.parts, len(movies))
@@ -87,49 +87,51 @@ def test_with_and_without_members_sum(data: MovieDataModule) -> None:
     total = ensemble.total(by_branch)
     assert total.shape == (3, len(movies), g)
     for m in range(3):
-        alone = (
+        expected = (
             ensemble.prior
             + by_branch["terms"][m]
             + by_branch["year"][m]
             + by_branch["mlp"]
             + by_branch["poster"]
         )
-        torch.testing.assert_close(total[m], alone)
+        torch.testing.assert_close(total[m], expected)
 
 
-def test_predicting_averages_the_logits(data: MovieDataModule) -> None:
-    ensemble, movies = network(data, 3), batch(data)
+def test_prediction_averages_the_logits_of_members(data: MovieDataModule) -> None:
+    ensemble, movies = make_network(data, 3), first_batch(data)
     ensemble.eval()
-    predicted = ensemble(movies.parts, len(movies))
-    for module in ensemble.train().modules():
-        if isinstance(module, DROPOUTS):
-            module.p = 0.0
-        elif isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.eval()
-    each = ensemble.total(ensemble.branch_logits(movies.parts, len(movies)))
-    assert each.shape == (3, *predicted.shape)
-    torch.testing.assert_close(each.mean(0), predicted, atol=1e-5, rtol=1e-5)
+    expected = ensemble(movies.parts, len(movies))
+    for layer in ensemble.train().modules():
+        if isinstance(layer, DROPOUTS):
+            layer.p = 0.0
+        elif isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+    per_member = ensemble.total(ensemble.branch_logits(movies.parts, len(movies)))
+    assert per_member.shape == (3, *expected.shape)
+    torch.testing.assert_close(per_member.mean(0), expected, atol=1e-5, rtol=1e-5)
 
 
-def module(data: MovieDataModule, fusion: Fusion, loss: str = "bce", **more: Any) -> GenreModule:
+def make_module(
+    data: MovieDataModule, fusion: Fusion, loss: str = "bce", **kwargs: Any
+) -> GenreModule:
     counts = {"genre_counts": data.genre_counts().tolist(), "num_movies": 70}
     try:
-        built = build_loss(loss, **counts)
+        loss_function = build_loss(loss, **counts)
     except (TypeError, ValueError):
-        built = build_loss(loss)
+        loss_function = build_loss(loss)
     optimizer = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
-    return GenreModule(fusion, built, optimizer, inputs=data.describe(), **more)
+    return GenreModule(fusion, loss_function, optimizer, inputs=data.describe(), **kwargs)
 
 
 @pytest.mark.parametrize("branch_loss", [0.0, 0.5])
-def test_the_loss_is_the_mean_of_the_members_own(data: MovieDataModule, branch_loss: float) -> None:
-    ensemble, movies = network(data, 3), batch(data)
-    own = module(data, ensemble, branch_loss=branch_loss)
-    own.log = lambda *arguments, **named: None  # type: ignore[method-assign]
-    for one in ensemble.modules():
-        if isinstance(one, DROPOUTS):
-            one.p = 0.0
-    actual = own.training_step(movies, 0)
+def test_the_loss_is_the_mean_over_members(data: MovieDataModule, branch_loss: float) -> None:
+    ensemble, movies = make_network(data, 3), first_batch(data)
+    module = make_module(data, ensemble, branch_loss=branch_loss)
+    module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    for layer in ensemble.modules():
+        if isinstance(layer, DROPOUTS):
+            layer.p = 0.0
+    actual = module.training_step(movies, 0)
     with torch.no_grad():
         by_branch = ensemble.branch_logits(movies.parts, len(movies))
 
@@ -164,17 +166,17 @@ def test_the_loss_is_the_mean_of_the_members_own(data: MovieDataModule, branch_l
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_takes_members(data: MovieDataModule, loss: str) -> None:
-    own = module(data, network(data, 2), loss)
+    module = make_module(data, make_network(data, 2), loss)
     g = len(data.genres)
     logits, targets = torch.randn(2, 5, g), (torch.rand(5, g) < 0.3).float()
-    each = [float(own.loss(logits[m], targets)) for m in range(2)]
-    assert float(own._loss(logits, targets, torch.zeros(5))) == pytest.approx(
+    each = [float(module.loss(logits[m], targets)) for m in range(2)]
+    assert float(module._loss(logits, targets, torch.zeros(5))) == pytest.approx(
         np.mean(each), rel=1e-5
     )
 
 
-def test_no_gradient_of_one_member_reaches_another(data: MovieDataModule) -> None:
-    ensemble, movies = network(data, 3), batch(data)
+def test_members_get_no_gradient_from_each_other(data: MovieDataModule) -> None:
+    ensemble, movies = make_network(data, 3), first_batch(data)
     ensemble.train()
     total = ensemble.total(ensemble.branch_logits(movies.parts, len(movies)))
     total[1].square().sum().backward()
@@ -182,14 +184,15 @@ def test_no_gradient_of_one_member_reaches_another(data: MovieDataModule) -> Non
     assert head is not None and head[1].any() and not head[[0, 2]].any()
 
 
-def test_a_checkpoint_with_members_rebuilds(data: MovieDataModule, tmp_path: Path) -> None:
+def test_a_checkpoint_with_members_is_rebuilt(data: MovieDataModule, tmp_path: Path) -> None:
     from genre_lightning.checkpoint.card import CHECKPOINT_KEY
     from genre_lightning.checkpoint.model import load_model
 
-    ensemble, movies = network(data, 3), batch(data)
-    own = module(data, ensemble)
+    ensemble, movies = make_network(data, 3), first_batch(data)
+    module = make_module(data, ensemble)
     checkpoint: dict[str, Any] = {
-        "epoch": 0, "global_step": 0, "state_dict": own.state_dict(), CHECKPOINT_KEY: own._card(),
+        "epoch": 0, "global_step": 0, "state_dict": module.state_dict(),
+        CHECKPOINT_KEY: module._card(),
     }  # fmt: skip
     torch.save(checkpoint, tmp_path / "m.ckpt")
     loaded = load_model(tmp_path / "m.ckpt").network

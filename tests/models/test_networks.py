@@ -1,4 +1,4 @@
-"""Checks of the description of a model's branches."""
+"""Building networks from the description of a model's branches, and its checks."""
 
 from __future__ import annotations
 
@@ -29,80 +29,80 @@ DESCRIBED = {"title": {**TITLE, "vocabulary_size": 50}, "poster": {**POSTER, "si
 
 def test_description_rebuilds_the_same_network() -> None:
     network = build_network(3, {"title": TITLE, "poster": POSTER}, INPUTS, dropout=0.4)
-    described = network.description["branches"]
-    assert described["title"] == {
+    branches = network.description["branches"]
+    assert branches["title"] == {
         "name": "terms_mlp", "vocabulary_size": 50, "hidden": 8, "dropout": 0.4, "skip": False,
     }  # fmt: skip
-    assert described["poster"]["size"] == [32, 32] and described["poster"]["dropout"] == 0.4
+    assert branches["poster"]["size"] == [32, 32] and branches["poster"]["dropout"] == 0.4
     assert complete_description(**network.description) == network.description
-    twin = sketch_network(network.description)
-    twin.load_state_dict(network.state_dict(), assign=True)
-    assert list(twin.state_dict()) == list(network.state_dict())
+    rebuilt = sketch_network(network.description)
+    rebuilt.load_state_dict(network.state_dict(), assign=True)
+    assert list(rebuilt.state_dict()) == list(network.state_dict())
 
 
-def test_a_network_names_its_own_dropout() -> None:
+def test_a_network_can_set_its_own_dropout() -> None:
     networks = {"title": {**TITLE, "dropout": 0.1}, "poster": POSTER}
-    described = build_network(3, networks, INPUTS, dropout=0.7).description["branches"]
-    assert (described["title"]["dropout"], described["poster"]["dropout"]) == (0.1, 0.7)
-    described = build_network(3, networks, INPUTS).description["branches"]
-    assert (described["title"]["dropout"], described["poster"]["dropout"]) == (0.1, 0.3)
+    branches = build_network(3, networks, INPUTS, dropout=0.7).description["branches"]
+    assert (branches["title"]["dropout"], branches["poster"]["dropout"]) == (0.1, 0.7)
+    branches = build_network(3, networks, INPUTS).description["branches"]
+    assert (branches["title"]["dropout"], branches["poster"]["dropout"]) == (0.1, 0.3)
 
 
-def test_two_branches_of_one_column_differ() -> None:
+def test_two_branches_of_one_column_share_no_parameters() -> None:
     networks = {"words": TITLE, "letters": {**TITLE, "hidden": 4}}
     inputs = {"words": TermsInput("title", 50), "letters": TermsInput("title", 30)}
     network = build_network(3, networks, inputs)
-    described = network.description["branches"]
-    assert [one["vocabulary_size"] for one in described.values()] == [50, 30]
+    branches = network.description["branches"]
+    assert [branch["vocabulary_size"] for branch in branches.values()] == [50, 30]
     assert not {id(p) for p in network.branches["words"].parameters()} & {
         id(p) for p in network.branches["letters"].parameters()
     }
 
 
-def test_weights_are_drawn_in_the_order_of_the_list() -> None:
+def test_weights_are_initialised_in_the_order_of_the_branches() -> None:
     torch.manual_seed(0)
-    forth = build_network(3, {"title": TITLE, "poster": POSTER}, INPUTS)
+    original = build_network(3, {"title": TITLE, "poster": POSTER}, INPUTS)
     torch.manual_seed(0)
-    back = build_network(
+    reordered = build_network(
         3, {"poster": POSTER, "title": TITLE}, dict(reversed(list(INPUTS.items())))
     )
     torch.manual_seed(0)
     alone = build_network(3, {"title": TITLE}, {"title": INPUTS["title"]})
-    assert list(back.branches) == ["poster", "title"]
+    assert list(reordered.branches) == ["poster", "title"]
     name = "branches.title.head.weight"
-    weights = [network.state_dict()[name] for network in (forth, alone, back)]
+    weights = [network.state_dict()[name] for network in (original, alone, reordered)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-# Another network by name on the command line leaves the former one's arguments behind.
+# If the command line changes only a network's name, arguments of the old network remain.
 
 
-def test_arguments_of_another_network_are_left_out_with_a_warning(
+def test_arguments_of_another_network_are_ignored_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    left = {"name": "terms_mlp", "hidden": 4, "widths": [24, 48], "stem_kernel": 3}
+    settings = {"name": "terms_mlp", "hidden": 4, "widths": [24, 48], "stem_kernel": 3}
     with caplog.at_level(logging.WARNING):
-        network = build_network(3, {"title": left}, {"title": INPUTS["title"]})
+        network = build_network(3, {"title": settings}, {"title": INPUTS["title"]})
     assert caplog.messages == [
         "model.branches.title: the network terms_mlp takes no widths, stem_kernel: left out"
     ]
     assert network.description["branches"]["title"]["hidden"] == 4
 
 
-def test_arguments_of_no_network_are_refused() -> None:
+def test_unknown_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"branches\.title\.network has no argument 'hiden'"):
         build_network(3, {"title": {"name": "terms_mlp", "hiden": 8}}, {"title": INPUTS["title"]})
 
 
-def test_an_argument_that_the_input_gives_is_not_ones_own() -> None:
-    # What the configuration says of the width gives way to what there is.
+def test_arguments_from_the_input_override_configured_ones() -> None:
+    # The vocabulary size of the input replaces the configured one.
     network = build_network(
         3, {"title": {**TITLE, "vocabulary_size": 99}}, {"title": INPUTS["title"]}
     )
     assert network.description["branches"]["title"]["vocabulary_size"] == 50
 
 
-# What fits together.
+# Networks, inputs and descriptions that do not fit together.
 
 
 @pytest.mark.parametrize(
@@ -123,14 +123,14 @@ def test_an_argument_that_the_input_gives_is_not_ones_own() -> None:
     ],
     ids=["pixels of a title", "terms of a poster"],
 )
-def test_a_network_that_takes_something_else_is_refused(
+def test_a_network_that_does_not_fit_its_input_is_refused(
     branches: Any, inputs: Any, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         build_network(3, branches, inputs)
 
 
-def test_inputs_and_networks_are_of_the_same_branches_in_the_same_order() -> None:
+def test_inputs_must_match_the_branches_in_order() -> None:
     description = complete_description(3, DESCRIBED)
     check_fit(description, INPUTS)
     for inputs in ({"title": INPUTS["title"]}, dict(reversed(list(INPUTS.items())))):
@@ -146,7 +146,7 @@ TITLE_OF_50, POSTER_OF_32 = DESCRIBED["title"], DESCRIBED["poster"]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "message"),
     [
         ({"num_genres": 0}, "num_genres"),
         ({"num_genres": True}, "num_genres"),
@@ -188,28 +188,28 @@ TITLE_OF_50, POSTER_OF_32 = DESCRIBED["title"], DESCRIBED["poster"]
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_bad_descriptions_are_refused_by_key(change: dict[str, Any], message: str) -> None:
-    branches = {**DESCRIBED, **{k: v for k, v in change.items() if k in DESCRIBED}}
+def test_invalid_descriptions_are_refused(changes: dict[str, Any], message: str) -> None:
+    branches = {**DESCRIBED, **{k: v for k, v in changes.items() if k in DESCRIBED}}
     arguments: dict[str, Any] = {"num_genres": 3, "branches": branches}
-    arguments |= {key: value for key, value in change.items() if key in arguments}
+    arguments |= {key: value for key, value in changes.items() if key in arguments}
     with little_memory(), pytest.raises(ValueError, match=message) as caught:
         sketch_network(complete_description(**arguments))
     assert len(str(caught.value)) < 1000
 
 
-def test_the_largest_model_that_is_described_needs_no_memory() -> None:
+def test_sketching_a_huge_model_needs_no_memory() -> None:
     wide = {"name": "terms_mlp", "vocabulary_size": 2**20, "hidden": 400}
     with little_memory():
         sketch = sketch_network(complete_description(4, {"title": wide}))
     assert sum(p.numel() for p in sketch.parameters()) > 4 * 10**8
 
 
-def test_a_listed_network_has_a_range_for_each_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_argument_without_a_range_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wide(torch.nn.Module):
         def __init__(self, num_genres: int, vocabulary_size: int, wide: int = 3) -> None:
             super().__init__()
 
-    listed = NetworkType(Wide, "terms", {"vocabulary_size": (1, 100)})
-    monkeypatch.setitem(NETWORKS, "wide", listed)
+    entry = NetworkType(Wide, "terms", {"vocabulary_size": (1, 100)})
+    monkeypatch.setitem(NETWORKS, "wide", entry)
     with pytest.raises(ValueError, match=r"NETWORKS\['wide'\] has no range for the argument wide"):
         build_network(3, {"title": {"name": "wide"}}, {"title": INPUTS["title"]})

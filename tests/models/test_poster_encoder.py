@@ -32,45 +32,45 @@ SIZE = [64, 48]
 BLOCKS = (1, 2, 2, 3, 3, 4, 1)
 
 
-def network(**more: Any) -> PosterEncoder:
-    return PosterEncoder(3, SIZE, "lite0", **more)
+def make_encoder(**kwargs: Any) -> PosterEncoder:
+    return PosterEncoder(3, SIZE, "lite0", **kwargs)
 
 
-def posters(number: int = 3) -> torch.Tensor:
-    return torch.randn(number, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+def random_posters(count: int = 3) -> torch.Tensor:
+    return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(0))
 
 
-def test_it_starts_from_the_packages_weights() -> None:
-    made = network()
-    made.load_pretrained()
+def test_load_pretrained_copies_the_weights() -> None:
+    model = make_encoder()
+    model.load_pretrained()
     pretrained = open_encoder(resolve("lite0", trusted=True, size=SIZE))
     assert isinstance(pretrained, ImageEncoder)
-    x = posters()
-    torch.testing.assert_close(made.eval().encoder(x), pretrained.module(x), atol=1e-4, rtol=1e-4)
-    assert not made.head.weight.any()
-    # Those of the opened encoder, which others use, stay as they are.
+    x = random_posters()
+    torch.testing.assert_close(model.eval().encoder(x), pretrained.module(x), atol=1e-4, rtol=1e-4)
+    assert not model.head.weight.any()
+    # Training must not change the opened encoder, which is shared.
     before = copy.deepcopy(pretrained.module.state_dict())
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.add_(1.0)
     assert all(
         torch.equal(value, before[key]) for key, value in pretrained.module.state_dict().items()
     )
-    assert all(parameter.requires_grad for parameter in made.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("layer_decay", [0.7, 1.0])
 @pytest.mark.parametrize("frozen_layers", [0, 1, 4])
-def test_rates_by_layer(frozen_layers: int, layer_decay: float) -> None:
-    actual = network(
+def test_learning_rates_by_layer(frozen_layers: int, layer_decay: float) -> None:
+    actual = make_encoder(
         layer_decay=layer_decay, frozen_layers=frozen_layers, encoder_lr=0.2
     ).lr_scales()
-    # The stem, each block, and what follows the last block together with it.
+    # Layers: the stem, and each block; what follows the last block belongs to it.
     layers = ["conv_stem bn1"]
     layers += [f"blocks.{s}.{b}" for s, count in enumerate(BLOCKS) for b in range(count)]
     layers[-1] += " conv_head bn2"
     expected = {}
-    for name, _ in network().encoder.named_parameters():
+    for name, _ in make_encoder().encoder.named_parameters():
         (layer,) = (
             n
             for n, text in enumerate(layers)
@@ -82,29 +82,29 @@ def test_rates_by_layer(frozen_layers: int, layer_decay: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "which", ["test_vit.r160_in1k", "test_convnext.r160_in1k", "test_vit.r160_in1k, by its names"]
+    "case", ["test_vit.r160_in1k", "test_convnext.r160_in1k", "test_vit.r160_in1k, ungrouped"]
 )
-def test_rates_of_timms_own_grouping(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learning_rates_equal_those_of_timm(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
-    name = which.split(",")[0]
-    if name != which:  # a network that doesn't tell its layers
+    name = case.split(",")[0]
+    if name != case:  # layers are then derived from parameter names
         monkeypatch.delattr(type(timm.create_model(name.split(".")[0])), "group_matcher")
     encoder = PosterEncoder(3, [160, 160], f"timm:{name}", layer_decay=0.5, encoder_lr=1.0)
-    fresh = timm.create_model(name.split(".")[0], num_classes=0)
+    reference = timm.create_model(name.split(".")[0], num_classes=0)
     optim = importlib.import_module("timm.optim")
-    groups = optim.param_groups_layer_decay(fresh, layer_decay=0.5)
+    groups = optim.param_groups_layer_decay(reference, layer_decay=0.5)
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
-    expected = {f"encoder.{key}": scale[id(p)] for key, p in fresh.named_parameters()}
+    expected = {f"encoder.{key}": scale[id(p)] for key, p in reference.named_parameters()}
     assert encoder.lr_scales() == expected and len(set(expected.values())) > 2
 
 
-def test_batch_norm_keeps_its_statistics_from_the_start_on() -> None:
-    encoder = network()
+def test_batch_norm_keeps_its_pretrained_statistics() -> None:
+    encoder = make_encoder()
     encoder.load_pretrained()
     before = copy.deepcopy(encoder.state_dict())
     for _ in range(2):
-        encoder(posters()).sum().backward()
+        encoder(random_posters()).sum().backward()
         norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
         assert norms and not any(norm.training for norm in norms) and encoder.training
         assert encoder.drop.training and encoder.encoder.training
@@ -113,7 +113,7 @@ def test_batch_norm_keeps_its_statistics_from_the_start_on() -> None:
         encoder.eval().train()
 
 
-def test_other_sizes_and_words_of_a_branch() -> None:
+def test_size_encoder_and_finetune_of_a_branch() -> None:
     branch: dict[str, Any] = {
         "encoder": "lite0", "finetune": True, "frozen": {"input": {}, "network": {}},
         "finetuned": {
@@ -136,13 +136,13 @@ def test_other_sizes_and_words_of_a_branch() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["eva02_tiny_patch14_224.mim_in22k", "test_vit.r160_in1k"])
-def test_a_checkpoint_of_an_encoder_with_constants_rebuilds(
+def test_a_checkpoint_of_an_encoder_with_constants_is_rebuilt(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     side = 224 if "224" in name else 160
-    given: dict[str, Input] = {"b": PixelsInput(size=side)}
-    monkeypatch.setattr(PosterEncoder, "load_pretrained", lambda self: None)  # not here
-    encoder = build_network(2, {"b": {"name": "poster_encoder", "encoder": f"timm:{name}"}}, given)
+    inputs: dict[str, Input] = {"b": PixelsInput(size=side)}
+    monkeypatch.setattr(PosterEncoder, "load_pretrained", lambda self: None)  # no weights
+    encoder = build_network(2, {"b": {"name": "poster_encoder", "encoder": f"timm:{name}"}}, inputs)
     with torch.no_grad():
         encoder.branches["b"].get_parameter("head.weight").normal_()
     loss = build_loss("bce")
@@ -151,7 +151,7 @@ def test_a_checkpoint_of_an_encoder_with_constants_rebuilds(
         CHECKPOINT_KEY: {
             "format": CHECKPOINT_FORMAT, "network": encoder.description, "genres": ["a", "b"],
             "activation": loss.activation, "loss": loss.description, "thresholds": [0.5, 0.5],
-            "inputs": {"b": state_to_text(given["b"])}, "data": {"reader": "demo"},
+            "inputs": {"b": state_to_text(inputs["b"])}, "data": {"reader": "demo"},
         },
     }  # fmt: skip
     state = torch.random.get_rng_state()
@@ -165,7 +165,7 @@ def test_a_checkpoint_of_an_encoder_with_constants_rebuilds(
 @pytest.mark.parametrize(
     "encoder", ["minilm", "hf-hub:evil/model", "timm:../../x", "timm:", "/etc/passwd", "st:a/b@1"]
 )
-def test_an_untrusted_encoder_is_refused_without_a_look(encoder: str) -> None:
+def test_an_untrusted_unknown_encoder_is_refused(encoder: str) -> None:
     from genre_lightning.models.networks import complete_description
 
     with pytest.raises(ValueError, match=r"encoder is .* which is not known"):
@@ -174,6 +174,6 @@ def test_an_untrusted_encoder_is_refused_without_a_look(encoder: str) -> None:
         )
 
 
-def test_an_architecture_that_timm_does_not_have_is_refused() -> None:
+def test_an_architecture_unknown_to_timm_is_refused() -> None:
     with pytest.raises(UserError, match="timm has no model 'no_such_model'"):
         PosterEncoder(3, SIZE, "timm:no_such_model")
