@@ -179,7 +179,7 @@ def test_batches_gathered_in_a_group_equal_those_gathered_alone(
         assert len(alone[1].parts["title_tfidf"]) == 0
 
 
-@pytest.mark.parametrize("given", [0, 3, 4])
+@pytest.mark.parametrize("num_yielded", [0, 3, 4])
 def test_the_next_group_is_read_ahead(
     num_yielded: int, batches_of_50: MovieBatches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +230,7 @@ def test_posters_are_read_ahead(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("group_size", [1, 4])
-@pytest.mark.parametrize("given", [0, 1, 4, 6])
+@pytest.mark.parametrize("num_yielded", [0, 1, 4, 6])
 def test_a_resumed_epoch_continues_where_it_stopped(
     num_yielded: int, group_size: int, batches_of_50: MovieBatches
 ) -> None:

@@ -1,4 +1,4 @@
-"""BatchNorm: running statistics for a single row, else the same as PyTorch's."""
+"""BatchNorm: a single row by the running statistics, several rows as in PyTorch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from genre_lightning.models.batch_norm import batch_norm
 from genre_lightning.models.poster_resnet import PosterResNet
 
 
-def norm() -> nn.BatchNorm1d:
+def make_norm() -> nn.BatchNorm1d:
     norm_layer = nn.BatchNorm1d(3)
     with torch.no_grad():
         norm_layer.weight.copy_(torch.tensor([1.0, 2.0, 3.0]))
@@ -21,28 +21,28 @@ def norm() -> nn.BatchNorm1d:
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "predicting"])
 @pytest.mark.parametrize("rows", [2, 5])
-def test_several_rows_are_normalised_as_ever(rows: int, training: bool) -> None:
+def test_several_rows_are_normalised_as_by_pytorch(rows: int, training: bool) -> None:
     values = torch.randn(rows, 3)
-    one, other = norm().train(training), norm().train(training)
-    assert torch.equal(batch_norm(one, values), other(values))
-    for mine, its in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
-        assert torch.equal(mine, its)
+    norm, reference = make_norm().train(training), make_norm().train(training)
+    assert torch.equal(batch_norm(norm, values), reference(values))
+    for a, b in zip(norm.state_dict().values(), reference.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
 
 
-def test_a_single_row_is_normalised_by_what_was_seen_before() -> None:
+def test_a_single_row_is_normalised_by_running_statistics() -> None:
     values = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
-    training = norm()
+    training = make_norm()
     before = {name: value.clone() for name, value in training.state_dict().items()}
     normalised = batch_norm(training, values)
-    torch.testing.assert_close(normalised, norm().eval()(values))
+    torch.testing.assert_close(normalised, make_norm().eval()(values))
     normalised.sum().backward()
     assert values.grad is not None and training.weight.grad is not None
     assert all(torch.equal(before[name], value) for name, value in training.state_dict().items())
 
 
 @pytest.mark.parametrize("side", [8, 16, 32])
-def test_one_small_poster_in_a_batch_trains(side: int) -> None:
-    # Of 8 x 8 the last stages see a single pixel, whose variance is nothing to divide by.
+def test_a_single_small_poster_can_be_trained_on(side: int) -> None:
+    # At 8 x 8, the last stages have a single pixel, so no variance to divide by.
     network = PosterResNet(3, [side, side], widths=[4, 6, 8, 10])
     logits = network(torch.randn(1, 3, side, side))
     logits.sum().backward()

@@ -1,4 +1,4 @@
-"""Statistics of dropout, and dropout of inputs."""
+"""Statistics of dropout and of input dropout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from genre_lightning.models.dropout import Dropout, InputDropout
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("p", [0.001, 0.3, 0.5, 0.9])
-def test_numbers_are_left_out_in_their_share_and_without_a_pattern(
+def test_dropped_values_are_independent_and_have_the_right_share(
     p: float, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
@@ -23,15 +23,15 @@ def test_numbers_are_left_out_in_their_share_and_without_a_pattern(
     flat = kept.flatten().double()
     deviation = (p * (1 - p) / len(flat)) ** 0.5
     assert abs(flat.mean() - (1 - p)) < 5 * deviation + 2**-16
-    # Of a row, of a column and of what is drawn together: nothing depends on the number before.
-    for apart in (1, 2, 3, 4, 203):
-        pairs = torch.stack([flat[apart:], flat[:-apart]])
+    # No correlation within a row or column, or among the values that share 64 random bits.
+    for lag in (1, 2, 3, 4, 203):
+        pairs = torch.stack([flat[lag:], flat[:-lag]])
         assert abs(torch.corrcoef(pairs)[0, 1]) < 5 * len(flat) ** -0.5
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0, 3), (5,), (3, 40, 1)], ids=str)
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
-def test_gradients_go_where_numbers_were_kept(p: float, shape: tuple[int, ...]) -> None:
+def test_gradients_flow_only_through_kept_values(p: float, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     values = torch.ones(shape, requires_grad=True)
     dropped = Dropout(p)(values)
@@ -40,14 +40,14 @@ def test_gradients_go_where_numbers_were_kept(p: float, shape: tuple[int, ...]) 
     assert set(dropped.flatten().tolist()) <= {0.0: {1.0}, 0.5: {0.0, 2.0}, 1.0: {0.0}}[p]
 
 
-def test_members_that_share_their_rows_lose_different_ones() -> None:
+def test_rows_expanded_to_members_get_different_masks() -> None:
     torch.manual_seed(0)
     dropped = Dropout(0.5)(torch.ones(1, 200).expand(3, -1))
     assert not torch.equal(dropped[0], dropped[1])
     assert not torch.equal(dropped[1], dropped[2])
 
 
-def test_nothing_is_drawn_in_evaluation() -> None:
+def test_dropout_does_nothing_in_evaluation() -> None:
     before = torch.get_rng_state()
     values = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
     assert torch.equal(Dropout(0.5).eval()(values), values)
@@ -55,7 +55,7 @@ def test_nothing_is_drawn_in_evaluation() -> None:
 
 
 @pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 0.99])
-def test_inputs_are_left_out_in_their_share_and_each_as_often(p: float) -> None:
+def test_all_inputs_are_dropped_equally_often(p: float) -> None:
     torch.manual_seed(0)
     dropout = InputDropout(p)
     actual = [dropout(3, 50, torch.device("cpu")) for _ in range(400)]
@@ -75,7 +75,7 @@ def test_inputs_are_left_out_in_their_share_and_each_as_often(p: float) -> None:
     )
 
 
-def test_all_inputs_are_seen_in_evaluation() -> None:
+def test_input_dropout_does_nothing_in_evaluation() -> None:
     before = torch.get_rng_state()
     assert InputDropout(0.5).eval()(2, 8, torch.device("cpu")) is None
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,4 +1,4 @@
-"""A linear layer, or two, over vectors."""
+"""The embedding head, against plain matrices."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ P, D, G = 6, 5, 3
 VECTORS = torch.from_numpy(np.random.default_rng(0).normal(2.0, 3.0, (P, D))).float()
 
 
-def head(**more: Any) -> EmbeddingHead:
+def make_head(**kwargs: Any) -> EmbeddingHead:
     torch.manual_seed(1)
-    network = EmbeddingHead(G, D, **{"input_dropout": 0.0, "dropout": 0.0, **more})
+    network = EmbeddingHead(G, D, **{"input_dropout": 0.0, "dropout": 0.0, **kwargs})
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_()
@@ -49,8 +49,8 @@ def layer(network: Any, m: int, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("hidden", [0, 4])
 @pytest.mark.parametrize("norm", NORMS)
-def test_against_plain_matrices(norm: str, hidden: int, members: int) -> None:
-    network = head(norm=norm, hidden=hidden, members=members)
+def test_logits_equal_plain_matrix_products(norm: str, hidden: int, members: int) -> None:
+    network = make_head(norm=norm, hidden=hidden, members=members)
     for training in (False, True):
         network.train(training)
         x = normalised(VECTORS.double().numpy(), network, norm, training)
@@ -73,22 +73,22 @@ def test_against_plain_matrices(norm: str, hidden: int, members: int) -> None:
 
 @pytest.mark.parametrize("members", [1, 2])
 @pytest.mark.parametrize("norm", NORMS)
-def test_one_row_in_training(norm: str, members: int) -> None:
-    network = head(norm=norm, members=members).train()
+def test_a_single_row_in_training(norm: str, members: int) -> None:
+    network = make_head(norm=norm, members=members).train()
     logits = network(VECTORS[:1], per_member=True)
     assert logits.shape == (members, 1, G) and logits.isfinite().all()
-    if norm == "batch":  # by what was seen before
+    if norm == "batch":  # normalised by running statistics
         assert torch.equal(logits.mean(0), network.eval()(VECTORS[:1]))
 
 
-def test_without_hidden_layer_it_starts_from_nothing() -> None:
+def test_initial_logits_are_zero_without_a_hidden_layer() -> None:
     network = EmbeddingHead(G, D)
     nn.init.zeros_(network.head.bias)
     assert not network.eval()(VECTORS).any()
     assert EmbeddingHead(G, D, hidden=4).head.weight.any()
 
 
-def test_members_begin_and_drop_out_apart() -> None:
+def test_members_differ_in_initial_weights_and_dropout() -> None:
     torch.manual_seed(0)
     network = EmbeddingHead(G, D, hidden=8, norm="none", input_dropout=0.5, dropout=0.5, members=2)
     assert network.hidden is not None
@@ -96,15 +96,15 @@ def test_members_begin_and_drop_out_apart() -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(0.5)
-    one, other = network.train()(VECTORS.abs(), per_member=True)
-    assert not torch.equal(one, other)
+    first, second = network.train()(VECTORS.abs(), per_member=True)
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("hidden", [0, 4])
 @pytest.mark.parametrize("members", [1, 3])
-def test_left_out_inputs_count_as_zeros_and_the_rest_for_more(hidden: int, members: int) -> None:
-    """Same outputs and gradients as the same layers on rows with zeros."""
-    network = head(hidden=hidden, norm="layer", input_dropout=0.5, members=members).train()
+def test_dropped_inputs_count_as_zeros_and_kept_ones_are_scaled(hidden: int, members: int) -> None:
+    """Outputs and gradients equal those of the same layers on zeroed and scaled rows."""
+    network = make_head(hidden=hidden, norm="layer", input_dropout=0.5, members=members).train()
     first = network.head if network.hidden is None else network.hidden
     torch.manual_seed(1)
     kept = network.input_drop(members, D, VECTORS.device)
@@ -129,14 +129,14 @@ def test_left_out_inputs_count_as_zeros_and_the_rest_for_more(hidden: int, membe
 
 
 @pytest.mark.parametrize("hidden", [0, 4])
-def test_each_row_by_a_member_of_its_own(hidden: int) -> None:
-    network = head(hidden=hidden, members=3).eval()
+def test_each_row_is_scored_by_the_member_of_its_fold(hidden: int) -> None:
+    network = make_head(hidden=hidden, members=3).eval()
     folds = torch.arange(len(VECTORS)) % 5 % 3
     per_member = network(VECTORS, per_member=True)
     expected = torch.stack([per_member[int(member), row] for row, member in enumerate(folds)])
     torch.testing.assert_close(network(VECTORS, folds=folds), expected)
 
 
-def test_biases_are_of_one_dimension() -> None:
-    for name, parameter in head(hidden=4, members=3).named_parameters():
+def test_only_biases_have_one_dimension() -> None:
+    for name, parameter in make_head(hidden=4, members=3).named_parameters():
         assert (parameter.ndim == 1) == name.endswith("bias"), name

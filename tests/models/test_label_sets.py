@@ -1,4 +1,4 @@
-"""Scores over the label sets of train, against a plain loop."""
+"""Label sets, against a plain loop over all sets of genres."""
 
 from __future__ import annotations
 
@@ -22,52 +22,52 @@ FOLDS = np.array([0, 0, 1, 1, 1, 0, 1, 0])
 LOGITS = torch.tensor([[0.3, -1.2, 0.8], [-9.0, -8.0, -10.0], [4.0, 5.0, 3.0], [-2.0, 0.0, 0.1]])
 
 
-def chances(logits: list[float], targets: np.ndarray) -> list[float]:
+def expected_scores(logits: list[float], targets: np.ndarray) -> list[float]:
     """Probability of each genre, by a plain loop over all sets."""
     seen = [tuple(row) for row in targets.tolist()]
     sets = set(seen)
-    share = (sum(seen.count(one) == 1 for one in sets) + 1) / (len(seen) + 1)
-    every = list(itertools.product((0, 1), repeat=len(logits)))
-    some = every if (0, 0, 0) in sets else [one for one in every if any(one)]
+    share = (sum(seen.count(labels) == 1 for labels in sets) + 1) / (len(seen) + 1)
+    all_sets = list(itertools.product((0, 1), repeat=len(logits)))
+    allowed = all_sets if (0, 0, 0) in sets else [labels for labels in all_sets if any(labels)]
 
-    def weight(one: tuple[int, ...]) -> float:
-        return math.exp(sum(z for z, there in zip(logits, one, strict=True) if there))
+    def weight(labels: tuple[int, ...]) -> float:
+        return math.exp(sum(z for z, has_genre in zip(logits, labels, strict=True) if has_genre))
 
-    def chance(genre: int, possible: Any) -> float:
-        whole = sum(weight(one) for one in possible)
-        return sum(weight(one) for one in possible if one[genre]) / whole
+    def probability(genre: int, possible: Any) -> float:
+        total = sum(weight(labels) for labels in possible)
+        return sum(weight(labels) for labels in possible if labels[genre]) / total
 
     return [
-        (1 - share) * chance(genre, sets) + share * chance(genre, some)
+        (1 - share) * probability(genre, sets) + share * probability(genre, allowed)
         for genre in range(len(logits))
     ]
 
 
-@pytest.mark.parametrize("empty", [False, True], ids=["one at least", "none allowed"])
-def test_a_score_is_the_probability_of_the_sets_that_have_the_genre(empty: bool) -> None:
+@pytest.mark.parametrize("empty", [False, True], ids=["never empty", "empty allowed"])
+def test_a_score_is_the_probability_of_the_sets_with_the_genre(empty: bool) -> None:
     targets = np.concatenate([TARGETS, np.zeros((2, 3))]) if empty else TARGETS
     scores = torch.sigmoid(LabelSets.from_targets(targets).logits(LOGITS))
     for row, logits in zip(scores, LOGITS.tolist(), strict=True):
-        assert row.tolist() == pytest.approx(chances(logits, targets), abs=1e-5)
+        assert row.tolist() == pytest.approx(expected_scores(logits, targets), abs=1e-5)
 
 
-def test_what_a_fold_alone_has_is_unknown_to_whoever_has_not_seen_it() -> None:
+def test_a_member_does_not_know_sets_found_only_in_its_fold() -> None:
     sets = LabelSets.from_targets(TARGETS, FOLDS)
     folds = torch.tensor([0, 1, -1, 0])
     actual = torch.sigmoid(sets.logits(LOGITS, folds))
     for row, logits, fold in zip(actual, LOGITS.tolist(), folds.tolist(), strict=True):
         seen = np.not_equal(FOLDS, fold)
-        expected = chances(logits, TARGETS[seen])
+        expected = expected_scores(logits, TARGETS[seen])
         assert row.tolist() == pytest.approx(expected, abs=1e-5)
     torch.testing.assert_close(sets.logits(LOGITS), LabelSets.from_targets(TARGETS).logits(LOGITS))
 
 
-def test_only_the_most_frequent_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_most_frequent_sets_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("genre_lightning.models.label_sets.MAX_SETS", 2)
     sets = LabelSets.from_targets(TARGETS, FOLDS)
     assert sets.to_lists()["sets"] == [[0], [0, 2]]
-    # Three movies of eight have others; of those outside fold 0, one of four, and one is the only
-    # one of its set.
+    # All folds: 3 of 8 movies have sets that are not kept. Without fold 0: 1 of 4, and one kept
+    # set occurs once.
     assert sets.unseen.tolist() == pytest.approx([3 / 5, 3 / 5, 4 / 9])
 
 
@@ -78,23 +78,23 @@ def test_log_odds_are_finite(size: float) -> None:
         assert bool(sets.logits(LOGITS * size, folds).isfinite().all())
 
 
-def test_many_movies_are_looked_at_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_computing_in_blocks_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     sets, folds = LabelSets.from_targets(TARGETS, FOLDS), torch.tensor([0, 1, -1, 0])
     expected = sets.logits(LOGITS), sets.logits(LOGITS, folds)
     monkeypatch.setattr("genre_lightning.models.label_sets._BLOCK", 3 * len(sets.sets))
-    for actual, whole in zip(
+    for actual, unblocked in zip(
         (sets.logits(LOGITS), sets.logits(LOGITS, folds)), expected, strict=True
     ):
-        torch.testing.assert_close(actual, whole)
+        torch.testing.assert_close(actual, unblocked)
     assert sets.logits(LOGITS[:0]).shape == (0, 3)
 
 
-def test_a_dataset_of_one_set() -> None:
+def test_a_dataset_with_a_single_set() -> None:
     sets = LabelSets.from_targets(np.ones((5, 3)), np.arange(5) % 2)
     assert bool((torch.sigmoid(sets.logits(LOGITS)) > 0.8).all())
 
 
-def test_the_network_scores_by_them_and_training_sees_the_sum() -> None:
+def test_prediction_applies_label_sets_and_training_does_not() -> None:
     network = build("title", "poster").eval()
     parts = batch()
     branch_logits = network.branch_logits(parts, 4)
@@ -107,12 +107,12 @@ def test_the_network_scores_by_them_and_training_sees_the_sum() -> None:
 
 
 @pytest.mark.parametrize("folds", [None, FOLDS], ids=["none", "folds"])
-def test_a_file_holds_it(folds: np.ndarray | None) -> None:
+def test_lists_restore_the_label_sets(folds: np.ndarray | None) -> None:
     sets = LabelSets.from_targets(TARGETS, folds)
     lists = sets.to_lists()
-    read = LabelSets.from_lists(copy.deepcopy(lists), 3)
-    assert read is not None and read.to_lists() == lists
-    torch.testing.assert_close(read.logits(LOGITS), sets.logits(LOGITS))
+    restored = LabelSets.from_lists(copy.deepcopy(lists), 3)
+    assert restored is not None and restored.to_lists() == lists
+    torch.testing.assert_close(restored.logits(LOGITS), sets.logits(LOGITS))
     assert LabelSets.from_lists(None, 3) is None
 
 
@@ -136,7 +136,7 @@ def test_a_file_holds_it(folds: np.ndarray | None) -> None:
     ],
     ids=str,
 )
-def test_another_file_is_refused(change: Any, message: str) -> None:
+def test_invalid_lists_are_refused(change: Any, message: str) -> None:
     lists: Any = LabelSets.from_targets(TARGETS, FOLDS).to_lists()
     lists = {**lists, **change} if isinstance(change, dict) else change
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Stacking on top of the sum: weights by fold, and reading them from a checkpoint."""
+"""Stacking on top of the sum: its correction by fold, and reading it from a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.models.test_fusion import batch, build
 NAMES = ["title", "poster"]
 
 
-def drawn(members: int = 3, genres: int = 3) -> Stacking:
+def random_stacking(members: int = 3, genres: int = 3) -> Stacking:
     rng = np.random.default_rng(0)
     return Stacking.from_arrays(
         NAMES,
@@ -28,17 +28,17 @@ def drawn(members: int = 3, genres: int = 3) -> Stacking:
 
 @pytest.mark.parametrize("folds", [None, [2, 0, 1, 2], [1, -1, 0, -1]], ids=str)
 @pytest.mark.parametrize("names", [NAMES, ["poster"], []], ids=str)
-def test_what_is_added_is_that_of_a_plain_loop(folds: list[int] | None, names: list[str]) -> None:
-    stacking = drawn()
+def test_the_correction_equals_a_plain_loop(folds: list[int] | None, names: list[str]) -> None:
+    stacking = random_stacking()
     total = torch.linspace(-3, 4, 12).reshape(4, 3)
     by_branch = {
         name: torch.linspace(-1, position + 1, 12).reshape(4, 3)
         for position, name in enumerate(names)
     }
-    added = stacking.correction(total, by_branch, None if folds is None else torch.tensor(folds))
+    actual = stacking.correction(total, by_branch, None if folds is None else torch.tensor(folds))
     for row in range(4):
         member = -1 if folds is None else folds[row]
-        chosen = range(3) if member < 0 else [member]
+        members_used = range(3) if member < 0 else [member]
         for genre in range(3):
             expected = [
                 float(stacking.offsets[m, genre])
@@ -52,64 +52,64 @@ def test_what_is_added_is_that_of_a_plain_loop(folds: list[int] | None, names: l
                     * float(by_branch[name][row, genre])
                     for name in names
                 )
-                for m in chosen
+                for m in members_used
             ]
-            assert float(added[row, genre]) == pytest.approx(np.mean(expected), abs=1e-5)
+            assert float(actual[row, genre]) == pytest.approx(np.mean(expected), abs=1e-5)
 
 
-def test_the_network_adds_it_to_the_sum_and_training_sees_the_sum() -> None:
+def test_prediction_applies_stacking_and_training_does_not() -> None:
     network = build("title", "poster").eval()
     parts = batch()
     by_branch = network.branch_logits(parts, 4)
     sums = network(parts, 4)
-    network.stacking = stacking = drawn(genres=network.num_genres)
+    network.stacking = stacking = random_stacking(genres=network.num_genres)
     assert torch.equal(network(parts, 4), sums + stacking.correction(sums, by_branch))
     assert torch.equal(network.total(by_branch), sums)
     folds = torch.tensor([0, 1, 2, 0])
     assert torch.equal(network(parts, 4, folds), sums + stacking.correction(sums, by_branch, folds))
     posters = {"poster": by_branch["poster"]}
-    alone = network.total(posters)
-    assert torch.equal(network.final_logits(posters), alone + stacking.correction(alone, posters))
+    base = network.total(posters)
+    assert torch.equal(network.final_logits(posters), base + stacking.correction(base, posters))
     assert not any("stacking" in name for name in network.state_dict())
 
 
-def test_plain_data_brings_it_back_to_the_bit() -> None:
-    stacking = drawn()
-    again = Stacking.from_lists(copy.deepcopy(stacking.to_lists()), NAMES, 3)
-    assert again is not None
-    assert torch.equal(again.genres, stacking.genres) and torch.equal(
-        again.offsets, stacking.offsets
+def test_lists_restore_the_stacking_exactly() -> None:
+    stacking = random_stacking()
+    restored = Stacking.from_lists(copy.deepcopy(stacking.to_lists()), NAMES, 3)
+    assert restored is not None
+    assert torch.equal(restored.genres, stacking.genres) and torch.equal(
+        restored.offsets, stacking.offsets
     )
-    assert all(torch.equal(again.branches[name], stacking.branches[name]) for name in NAMES)
+    assert all(torch.equal(restored.branches[name], stacking.branches[name]) for name in NAMES)
     assert Stacking.from_lists(None, NAMES, 3) is None
 
 
 def changed(**entries: Any) -> dict[str, Any]:
-    return {**drawn().to_lists(), **entries}
+    return {**random_stacking().to_lists(), **entries}
 
 
-def branches(**entries: Any) -> dict[str, Any]:
-    return changed(branches={**drawn().to_lists()["branches"], **entries})
+def changed_branches(**entries: Any) -> dict[str, Any]:
+    return changed(branches={**random_stacking().to_lists()["branches"], **entries})
 
 
 @pytest.mark.parametrize(
-    ("lists", "words"),
+    ("lists", "message"),
     [
         pytest.param([1.0], "branches, genres and offsets", id="a list"),
-        pytest.param({"genres": []}, "branches, genres and offsets", id="a part of it"),
+        pytest.param({"genres": []}, "branches, genres and offsets", id="keys missing"),
         pytest.param(changed(branches=[]), "are not title, poster", id="branches in a list"),
-        pytest.param(branches(plot=[]), "are not title, poster", id="one branch more"),
-        pytest.param(branches(title=[1.0]), "its shapes", id="branch of one number"),
+        pytest.param(changed_branches(plot=[]), "are not title, poster", id="one branch more"),
+        pytest.param(changed_branches(title=[1.0]), "its shapes", id="branch of one number"),
         pytest.param(changed(offsets="abc"), "not made of numbers", id="text"),
         pytest.param(changed(offsets=[[0.0], [0.0, 1.0]]), "not made of numbers", id="ragged"),
         pytest.param(changed(offsets=[[0.0] * 3] * 2), "its shapes", id="two members and three"),
         pytest.param(changed(genres=[], offsets=[]), "its shapes", id="no member"),
         pytest.param(changed(genres=1.0, offsets=1.0), "its shapes", id="numbers"),
-        pytest.param(drawn(genres=4).to_lists(), "3 genres", id="other genres"),
+        pytest.param(random_stacking(genres=4).to_lists(), "3 genres", id="other genres"),
         pytest.param(changed(offsets=[[math.nan] * 3] * 3), "not finite", id="nan"),
         pytest.param(changed(offsets=[[1e300] * 3] * 3), "not finite", id="too large"),
     ],
 )
-def test_anything_else_is_refused(lists: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_invalid_lists_are_refused(lists: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Stacking.from_lists(lists, NAMES, 3)

@@ -76,7 +76,7 @@ def test_named_splits_are_kept():
 
 
 @pytest.mark.parametrize(
-    ("given_splits", "sizes"),
+    ("named_splits", "sizes"),
     [
         pytest.param([None] * 100, (64, 16, 20), id="none-named"),
         pytest.param(["test"] * 30 + ["train"] * 70, (56, 14, 30), id="test-named"),
@@ -140,7 +140,7 @@ def test_a_subset_has_the_exact_size_for_any_labels(num_movies, num_genres, dens
 
 
 @pytest.mark.parametrize(
-    ("given_splits", "changes", "message"),
+    ("named_splits", "changes", "message"),
     [
         pytest.param(["train"] * 9, {}, "mark some test", id="nothing-to-take-test-from"),
         pytest.param(["test"] * 9, {}, "train split is empty", id="all-test"),
