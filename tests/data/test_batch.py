@@ -55,7 +55,7 @@ def gather_one(batches: MovieBatches, rows: np.ndarray, seed: int) -> MovieBatch
 
 
 def make_batches(dense: np.ndarray, pixels: np.ndarray, movies: np.ndarray) -> MovieBatches:
-    """The batches of a dataset with the given movies, each one of six."""
+    """Batches over a dataset whose movies are copies of the six, chosen by index."""
     indptr = np.concatenate([[0], np.cumsum((dense > 0).sum(axis=1))])
     rows, columns = np.nonzero(dense)
     titles = SparseRows(indptr, columns.astype(np.int32), dense[rows, columns])
@@ -187,7 +187,7 @@ def test_the_next_group_is_read_ahead(
     monkeypatch.setattr(batches_of_50, "read_ahead", lambda rows: read_ahead.append(rows.tolist()))
     loader = MovieLoader(batches_of_50, BatchOrder(np.arange(50), 8, shuffle=True), group_size=2)
     loader.load_state_dict({"epoch": 0, "given": num_yielded})
-    first = num_yielded // 2  # the first group used
+    first = num_yielded // 2  # the group to start with
     seen: dict[int, list[int]] = {}
     for number, batch in enumerate(loader, num_yielded):
         seen.setdefault(number // 2, []).extend(batch.rows.tolist())

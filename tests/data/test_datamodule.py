@@ -220,7 +220,7 @@ def test_an_epoch_does_not_load_all_pixels_into_memory(tmp_path: Path) -> None:
         status = Path("/proc/self/status").read_text()
         return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 
-    for _ in data.loader("val"):  # the first batch allocates memory once
+    for _ in data.loader("val"):  # one-time allocations of a first batch
         pass
     before = anonymous_memory()
     seen = sum(len(batch.parts["poster"]) for batch in data.loader("train", shuffle=True))
@@ -647,7 +647,7 @@ def test_a_drawn_test_split_with_training_movies_is_refused(change: str, tmp_pat
     elsewhere = open_data(tmp_path / "other.csv", **model_kwargs)
     assert elsewhere.changed_data_notes("test", *training_data) == []
     scored = open_data(path, **model_kwargs)
-    assert scored.changed_data_notes("test", card["data"], None) == []  # older checkpoint
+    assert scored.changed_data_notes("test", card["data"], None) == []  # an older checkpoint
     if change in ("none", "synopsis"):
         assert scored.changed_data_notes("test", *training_data) == []
         return

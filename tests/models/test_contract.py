@@ -86,7 +86,7 @@ def test_logits_of_a_row_do_not_depend_on_other_rows(network: Fusion, fitted: Op
         torch.testing.assert_close(alone[0], logits[n], rtol=1e-4, atol=1e-5)
 
 
-def test_a_movie_without_the_column_gets_exactly_zero(network: Fusion, fitted: Opened) -> None:
+def test_a_movie_without_the_column_gets_exactly_nothing(network: Fusion, fitted: Opened) -> None:
     network.eval()
     part = fitted.part([1, 0, 5, 3])
     logits = network.branch_logits({"b": part}, 4)["b"]
@@ -152,7 +152,7 @@ def test_the_description_rebuilds_the_network_without_random_numbers(
     assert torch.equal(sketch.eval()({"b": part}, 3), network.eval()({"b": part}, 3))
 
 
-def test_bfloat16_autocast_is_close_to_float32(network: Fusion, fitted: Opened) -> None:
+def test_bfloat16(network: Fusion, fitted: Opened) -> None:
     part = fitted.part([0, 2, 3])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = network.eval()({"b": part}, 3)
@@ -224,7 +224,7 @@ def test_an_input_of_another_width_is_refused(network: Fusion, fitted: Opened) -
 
 
 def build_all(folder: Path) -> tuple[Fusion, dict[str, Part], int]:
-    """A model of every pair, parts of a batch whose movies lack some columns, and its size."""
+    """A model of every pair, and a batch whose movies lack some columns: its parts and size."""
     inputs, networks, parts = {}, {}, {}
     rows = [[0, 1, 2, 5], [1, 2, 3, 5], [2, 0, 5, 5]]
     for n, (kind, name) in enumerate(PAIRS):

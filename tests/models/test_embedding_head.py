@@ -49,7 +49,7 @@ def layer(network: Any, m: int, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("hidden", [0, 4])
 @pytest.mark.parametrize("norm", NORMS)
-def test_logits_equal_plain_matrix_products(norm: str, hidden: int, members: int) -> None:
+def test_against_plain_matrices(norm: str, hidden: int, members: int) -> None:
     network = make_head(norm=norm, hidden=hidden, members=members)
     for training in (False, True):
         network.train(training)
@@ -73,7 +73,7 @@ def test_logits_equal_plain_matrix_products(norm: str, hidden: int, members: int
 
 @pytest.mark.parametrize("members", [1, 2])
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_single_row_in_training(norm: str, members: int) -> None:
+def test_one_row_in_training(norm: str, members: int) -> None:
     network = make_head(norm=norm, members=members).train()
     logits = network(VECTORS[:1], per_member=True)
     assert logits.shape == (members, 1, G) and logits.isfinite().all()

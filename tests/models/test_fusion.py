@@ -83,14 +83,14 @@ def test_poster_logits_are_added_to_their_rows() -> None:
     torch.testing.assert_close(network(parts, 4), expected)
 
 
-def test_a_missing_poster_adds_exactly_zero() -> None:
+def test_a_missing_poster_adds_exactly_nothing() -> None:
     network = build("title", "poster").eval()
     branch_logits = network.branch_logits(batch(), 4)
     assert torch.equal(branch_logits["poster"][[0, 2]], torch.zeros(2, 3))
     assert torch.equal(network(batch(), 4)[[0, 2]], branch_logits["title"][[0, 2]])
 
 
-def test_the_poster_of_another_movie_changes_nothing() -> None:
+def test_other_movies_posters_do_not_change_a_movie() -> None:
     network = build("title", "poster").eval()
     changed = batch()
     changed["poster"].numbers["pixels"][1] += 1  # belongs to row 3
@@ -119,7 +119,7 @@ def test_without_posters_every_parameter_still_gets_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("name", ["title", "poster"])
-def test_a_single_branch(name: str) -> None:
+def test_one_branch_alone(name: str) -> None:
     network = build(name).eval()
     branch_logits = network.branch_logits(batch(), 4)
     assert list(branch_logits) == [name] and torch.equal(network(batch(), 4), branch_logits[name])

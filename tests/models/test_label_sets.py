@@ -89,7 +89,7 @@ def test_computing_in_blocks_gives_the_same_logits(monkeypatch: pytest.MonkeyPat
     assert sets.logits(LOGITS[:0]).shape == (0, 3)
 
 
-def test_a_dataset_with_a_single_set() -> None:
+def test_a_dataset_of_one_set() -> None:
     sets = LabelSets.from_targets(np.ones((5, 3)), np.arange(5) % 2)
     assert bool((torch.sigmoid(sets.logits(LOGITS)) > 0.8).all())
 

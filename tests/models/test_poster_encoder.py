@@ -61,7 +61,7 @@ def test_load_pretrained_copies_the_weights() -> None:
 
 @pytest.mark.parametrize("layer_decay", [0.7, 1.0])
 @pytest.mark.parametrize("frozen_layers", [0, 1, 4])
-def test_learning_rates_by_layer(frozen_layers: int, layer_decay: float) -> None:
+def test_rates_by_layer(frozen_layers: int, layer_decay: float) -> None:
     actual = make_encoder(
         layer_decay=layer_decay, frozen_layers=frozen_layers, encoder_lr=0.2
     ).lr_scales()

@@ -60,7 +60,7 @@ def test_each_genre_shows_in_either_title_or_poster():
         assert drawn[0] == drawn[1]
 
 
-def test_the_seed_determines_the_movies(tmp_path):
+def test_same_seed_same_movies(tmp_path):
     first = read_demo(tmp_path / "a", **SMALL).movies
     again = read_demo(tmp_path / "b", **SMALL).movies
     other = read_demo(tmp_path / "b", **SMALL, seed=1).movies

@@ -346,7 +346,7 @@ def test_zip_entries_outside_the_folder_are_refused(tmp_path, entry):
     assert [path for path in tmp_path.rglob("*") if path.is_symlink()] == []
 
 
-def test_a_duplicate_zip_entry_is_refused(tmp_path):
+def test_an_entry_that_comes_twice_is_refused(tmp_path):
     archive = tmp_path / "twice.zip"
     with zipfile.ZipFile(archive, "w") as target, pytest.warns(UserWarning, match="Duplicate"):
         target.writestr("a.txt", "one")

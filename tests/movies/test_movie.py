@@ -95,7 +95,7 @@ def test_columns_lists_the_columns_of_any_movie():
     assert MovieSet([movie()], ("Action",)).columns() == ("title",)
 
 
-def test_read_bytes_of_a_plain_file(tmp_path):
+def test_bytes_of_a_file(tmp_path):
     path = tmp_path / "1.jpg"
     path.write_bytes(b"poster")
     poster = PosterFile(path, None, 6, path.stat().st_mtime_ns)
@@ -120,7 +120,7 @@ def test_reading_a_missing_file_raises(tmp_path):
         poster.read_bytes()
 
 
-def test_threads_can_read_one_archive(tmp_path):
+def test_threads_share_an_archive(tmp_path):
     contents = {f"{i}.jpg": os.urandom(5000 + i) for i in range(40)}
     posters = write_archive(tmp_path / "posters.zip", contents) * 5
     barrier = threading.Barrier(8)

@@ -35,7 +35,7 @@ def assert_partition(rows: dict[str, np.ndarray], num_movies: int) -> None:
     assert sorted(np.concatenate(list(rows.values())).tolist()) == list(range(num_movies))
 
 
-def test_split_sizes_of_movielens():
+def test_sizes_of_movielens():
     rows = split_movies([None] * 3883, multi_hot(3883), **FRACTIONS)
     assert_partition(rows, 3883)
     assert {name: len(row) for name, row in rows.items()} == {

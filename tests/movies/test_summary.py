@@ -193,7 +193,7 @@ def test_genres_of_every_training_movie_are_reported(genres: list[str], expected
     ],
     ids=["none", "one", "first plain name", "no plain name"],
 )
-def test_columns_that_no_branch_reads_are_reported(columns: list[str], note: str | None):
+def test_columns_that_no_branch_reads_are_named(columns: list[str], note: str | None):
     assert unread_column_notes(columns, {"title", "cast"}) == ([note] if note else [])
 
 
