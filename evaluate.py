@@ -39,6 +39,12 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
 
         from genre_lightning.checkpoint.model import load_model
         from genre_lightning.data.datamodule import MovieDataModule
+        from genre_lightning.data.leakage import changed_data_notes, contains_training_movies
+        from genre_lightning.data.notes import (
+            empty_branch_notes,
+            ignored_setting_notes,
+            random_split_notes,
+        )
         from genre_lightning.errors import UserError
         from genre_lightning.files import whole_file
         from genre_lightning.inputs.encoders.table import trust_encoders
@@ -71,13 +77,13 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     data.setup()
     if not len(data.splits[cfg.split]):
         raise UserError(f"split={cfg.split}: no movie of the dataset is in it")
-    notes = data.changed_data_notes(cfg.split, model.data, model.learnt_from)
+    notes = changed_data_notes(data, cfg.split, model.data, model.learnt_from)
     scores = score_split(model, data, cfg.split, device, cfg.batch_size)
     metrics = write_evaluation(folder, model, data, scores)
     validation = scores if cfg.split == "val" else None
     if validation is None and len(model.inputs) > 1 and len(data.splits["val"]):
         # Validation scores are needed to compare the branches fairly.
-        if data.contains_training_movies("val", model.data, model.learnt_from):
+        if contains_training_movies(data, "val", model.data, model.learnt_from):
             notes.append(
                 "the report does not compare the branches: val is drawn with other settings than "
                 "in training, and contains movies that the model was trained on; split=val shows "
@@ -95,9 +101,9 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         file.write(html)
     console = Console(markup=False, emoji=False)  # names are shown as they are
     print_genre_table(model, scores, metrics, console)
-    notes += data.empty_branch_notes()
+    notes += empty_branch_notes(data)
     if cfg.get("data") is not None:
-        notes += data.ignored_setting_notes() + data.random_split_notes(cfg.split)
+        notes += ignored_setting_notes(data) + random_split_notes(data, cfg.split)
     for note in notes:
         console.print(f"note: {note}", soft_wrap=True)
     console.print(f"written to {shell_command(folder)}", soft_wrap=True)

@@ -164,6 +164,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         from genre_lightning.checkpoint.card import TRAINING_KEY
         from genre_lightning.checkpoint.model import load_model
         from genre_lightning.checkpoint.resuming import check_resumable, copy_best
+        from genre_lightning.data.notes import dataset_summary
         from genre_lightning.errors import UserError
         from genre_lightning.report.evaluation import print_genre_table, score_split, split_metrics
         from genre_lightning.runs.ckpt_path import last_checkpoint
@@ -198,7 +199,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
             plugins=[make_checkpoint_io(cfg)],
         )
     data = make_data(cfg)
-    for part in data.summary():
+    for part in dataset_summary(data):
         console.print(part)
     module = make_module(cfg, data)
     network = module.network

@@ -164,13 +164,14 @@ def open_movies(cfg: DictConfig, console: Console) -> MovieDataModule:
     from hydra.utils import instantiate
 
     from genre_lightning.ask.run import check_shown
+    from genre_lightning.data.notes import dataset_summary
     from genre_lightning.errors import UserError
 
     data: MovieDataModule = instantiate(cfg.data, inputs={}, seed=cfg.seed)
     if data.folds > 1:
         raise UserError("data.folds: a language model is not trained on folds; leave it out")
     data.setup()
-    for part in data.summary():
+    for part in dataset_summary(data):
         console.print(part)
     check_shown(data.movie_set, list(cfg.show))
     return data

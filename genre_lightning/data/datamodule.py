@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from genre_lightning.data.batch import (
@@ -23,26 +22,17 @@ from genre_lightning.data.batch import (
     MovieLoader,
     map_tensors,
 )
-from genre_lightning.data.description import describe_source, expand_path, read_source, same_source
+from genre_lightning.data.description import describe_source, expand_path, read_source
 from genre_lightning.data.order import BatchOrder
 from genre_lightning.data.splits import MAX_FOLDS, stored_splits
 from genre_lightning.inputs.input import Features, Input, Store, check_features
 from genre_lightning.inputs.part import JoinedPart, Part
-from genre_lightning.inputs.poster_cache import NO_SUCH_FILE, to_device
+from genre_lightning.inputs.poster_cache import to_device
 from genre_lightning.inputs.table import state_to_text
 from genre_lightning.movies.columns import join_columns
 from genre_lightning.movies.movie import DataError, MovieSet, PosterFile, encode_genres
 from genre_lightning.movies.readers import read_movies
-from genre_lightning.movies.summary import (
-    absent_posters,
-    column_states,
-    dataset_table,
-    duplicate_movie_notes,
-    render_table,
-    universal_genre_notes,
-    unlearnable_genre_notes,
-    unread_column_notes,
-)
+from genre_lightning.movies.summary import column_states
 from genre_lightning.store import DEFAULT_CACHE_DIR, content_key
 
 #: Maximum number of batches that are gathered and prepared at once, as one group.
@@ -197,8 +187,8 @@ class MovieDataModule(pl.LightningDataModule):
         #: Features as each branch opened them, by branch. ``features`` also masks posters that
         #: another branch could not read.
         self._opened_features: dict[str, Features] = {}
-        #: Notes on branches without data, by branch.
-        self._empty_branches: dict[str, str] = {}
+        #: What is wrong with each branch without data, by branch, for ``data/notes.py``.
+        self.empty_branches: dict[str, str] = {}
         store = Store(self.cache_dir, self.workers)
         new_branches = [
             branch for branch in self.inputs if not self._reuse_features(branch, previous)
@@ -208,7 +198,7 @@ class MovieDataModule(pl.LightningDataModule):
         for branch in new_branches:
             self._open_branch(branch, values.pop(branch), store)
             movies.check_id_numbering(self._opened_features[branch].unknown)
-        if len(self._empty_branches) == len(self.inputs) > 0:
+        if len(self.empty_branches) == len(self.inputs) > 0:
             columns = dict.fromkeys(branch_input.column for branch_input in self.inputs.values())
             raise DataError(
                 f"no movie of the dataset has any column that the model looks at: "
@@ -226,8 +216,8 @@ class MovieDataModule(pl.LightningDataModule):
         if previous is None or previous_branch is None:
             return False
         self._opened_features[branch] = previous._opened_features[previous_branch]
-        if previous_branch in previous._empty_branches:
-            self._empty_branches[branch] = previous._empty_branches[previous_branch]
+        if previous_branch in previous.empty_branches:
+            self.empty_branches[branch] = previous.empty_branches[previous_branch]
         return True
 
     def _open_branch(self, branch: str, values: Sequence[Any], store: Store) -> None:
@@ -327,7 +317,7 @@ class MovieDataModule(pl.LightningDataModule):
                 f"the branch {branch} {problem}; there are {', '.join(movies.columns())}. Add the "
                 "column with data.columns=FILE.csv, or choose a model without this branch"
             )
-        self._empty_branches[branch] = (
+        self.empty_branches[branch] = (
             f"{problem}: it {'learns' if is_training else 'contributes'} nothing"
         )
         return values
@@ -398,84 +388,11 @@ class MovieDataModule(pl.LightningDataModule):
         ]
         return column_states(self.movie_set.movies, column, indices[0] if indices else None)
 
-    def summary(self) -> list[Table | str]:
-        """What to show before training: the dataset table, notes, and posters that are left out."""
-        movies = self.movie_set
-        read_columns = [
-            branch_input.column for branch_input in self.inputs.values() if branch_input.of != "id"
-        ]
-        columns = dict.fromkeys(["poster", *read_columns])
-        states = {column: self.states(column) for column in columns}
-        splits = dict(self.splits)
-        if self.validates_by_folds:
-            splits.pop("val")
-        table = dataset_table(movies, splits, self.labels, states)
-        lines: list[Table | str] = [render_table(table, title=f"Dataset: {self.reader}")]
-        if self.validates_by_folds:
-            lines.append(f"validation: {self.folds} folds of train")
-        lines += self.ignored_setting_notes()
-        num_train = len(self.splits["train"])
-        if self.inputs and self.batch_size is not None and self.batch_size > num_train:
-            lines.append(
-                f"data.batch_size={self.batch_size} is more than the {num_train} movies of "
-                "train: an epoch is one batch of all of them"
-            )
-        lines += movies.notes
-        lines += unlearnable_genre_notes(table)
-        lines += universal_genre_notes(table)
-        lines += duplicate_movie_notes(movies.movies, self.splits)
-        lines += unread_column_notes(movies.columns(), read_columns)
-        lines += self.empty_branch_notes()
-        lines += [f"poster not there: {name}" for name in absent_posters(movies.movies)]
-        unreadable = dict(
-            entry for features in self.features.values() for entry in features.unreadable
-        )
-        lines += [
-            f"unreadable: {name} ({reason})"
-            for name, reason in unreadable.items()
-            if reason != NO_SUCH_FILE
-        ]
-        return lines
-
-    def ignored_setting_notes(self) -> list[str]:
-        """A sentence on each split setting that has no effect on this dataset."""
-        notes = []
-        if self.folds > 1 and not self.validates_by_folds:
-            notes.append(
-                f"data.folds={self.folds} is ignored: the dataset says which movies are val"
-            )
-        parameters = inspect.signature(type(self)).parameters
-        for split in ("val", "test"):
-            name = f"{split}_fraction"
-            value = getattr(self, name)
-            if value == parameters[name].default:
-                continue
-            if split == "val" and self.validates_by_folds:
-                notes.append(
-                    f"data.{name}={value} is ignored: validation uses folds; data.folds=1 holds "
-                    "out a part of train"
-                )
-            elif not self._is_drawn(split):
-                notes.append(
-                    f"data.{name}={value} is ignored: the dataset says which movies are {split}"
-                )
-        return notes
-
-    def _is_drawn(self, split: str) -> bool:
-        """Whether a split is drawn here, rather than named by the dataset."""
+    def is_drawn(self, split: str) -> bool:
+        """Whether a split ("val" or "test") is drawn here, rather than named by the dataset."""
         named_splits = {movie.split for movie in self.movie_set.movies}
         # Validation is drawn from train even if every row names a split.
         return split not in named_splits and (split == "val" or None in named_splits)
-
-    def random_split_notes(self, split: str) -> list[str]:
-        """A sentence if a split was drawn at random; none if the dataset names its movies."""
-        if not self._is_drawn(split):
-            return []
-        return [
-            f"{split}: {len(self.splits[split])} of {len(self.labels)} movies, drawn with "
-            f"data.split_seed={self.split_seed}. To choose them, add a column split to the "
-            f"dataset: {split} in every row takes all movies"
-        ]
 
     @cached_property
     def learnt_from(self) -> str:
@@ -509,83 +426,6 @@ class MovieDataModule(pl.LightningDataModule):
                 )
             hashes[branch] = hash_by_column[column]
         return hashes
-
-    def contains_training_movies(
-        self, split: str, trained_on: Mapping[str, Any], learnt_from: str | None
-    ) -> bool:
-        """Whether a split is drawn from a model's training dataset, but not as in its training.
-
-        Such a split holds movies that the model has learnt from, so its score would be too good.
-
-        Args:
-            split: name of the split.
-            trained_on: the ``data`` of :meth:`describe`, from the model's checkpoint.
-            learnt_from: :attr:`learnt_from` of that training; None if unknown.
-        """
-        if learnt_from is None or not self._is_drawn(split):
-            return False
-        source = self.source()
-        if learnt_from != self.learnt_from:
-            return same_source(source, trained_on, ignore=SPLIT_SETTINGS)
-        return split == "val" and any(
-            trained_on.get(name, source[name]) != source[name] for name in VAL_SETTINGS
-        )
-
-    def changed_data_notes(
-        self, split: str, trained_on: Mapping[str, Any], learnt_from: str | None
-    ) -> list[str]:
-        """A sentence if a model was trained on other movies from the same place; none otherwise.
-
-        Takes the arguments of :meth:`contains_training_movies`.
-
-        Raises:
-            DataError: the split holds movies that the model has learnt from.
-        """
-        source = self.source()
-        location = source.get("path", source.get("root"))
-        if self.contains_training_movies(split, trained_on, learnt_from):
-            settings = " ".join(
-                f"data.{name}={trained_on[name]!r:.30}"
-                for name in SPLIT_SETTINGS
-                if name in trained_on
-            )
-            raise DataError(
-                f"split={split}: drawn from {location}, it would hold movies that the checkpoint "
-                "has learnt from. The movies have changed since training, or the settings of the "
-                f"split differ. Use the settings of training{settings and f' ({settings})'} or "
-                f"other movies, or add a column split that says which movies are {split}"
-            )
-        if learnt_from in (None, self.learnt_from):
-            return []
-        num_movies, num_trained = (
-            description.get("num_movies") for description in (source, trained_on)
-        )
-        if source["reader"] == trained_on.get("reader") == "demo" and num_movies != num_trained:
-            # A movie's index determines its genres and poster, and the last ones are test.
-            has_new_movies = (
-                isinstance(num_movies, int)
-                and isinstance(num_trained, int)
-                and num_movies > num_trained
-            )
-            if split == "test" and has_new_movies:
-                return []
-            return [
-                f"demo movies are generated by their number, so those of {split} have genres and "
-                "posters that the checkpoint has learnt from, and the score is too good. For a "
-                f"fair one, use split=test and data.num_movies above its {num_trained!r:.30}"
-            ]
-        if not same_source(source, trained_on, ignore=SPLIT_SETTINGS):
-            return []
-        return [
-            f"the movies of train and val in {location} are not those that the checkpoint was "
-            f"trained on: the score is fair only if it has learnt from none of {split}"
-        ]
-
-    def empty_branch_notes(self) -> list[str]:
-        """A sentence on each branch whose column no movie has (in training, no movie of train)."""
-        return [
-            f"the branch {branch} {problem}" for branch, problem in self._empty_branches.items()
-        ]
 
     def describe(self) -> dict[str, Any]:
         """Plain data: where the movies came from and how they were prepared, for the checkpoint."""

@@ -18,6 +18,8 @@ from PIL import Image
 
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.data.datamodule import MAX_GROUP_BATCHES, MovieDataModule
+from genre_lightning.data.leakage import changed_data_notes, contains_training_movies
+from genre_lightning.data.notes import dataset_summary, empty_branch_notes, random_split_notes
 from genre_lightning.errors import InputError
 from genre_lightning.inputs.augment import normalise_posters
 from genre_lightning.inputs.embedding import EmbeddingInput
@@ -527,10 +529,10 @@ def test_a_trained_branch_may_lack_its_column(write: Write, columns: Path, tmp_p
     inputs: dict[str, Input] = {"title": terms(), "plot": synopsis()}
     trained = make_data(path, tmp_path / "cache", inputs, columns=str(columns))
     trained.setup()
-    assert trained.empty_branch_notes() == []
+    assert empty_branch_notes(trained) == []
     data = make_data(path, tmp_path / "cache", trained.inputs, genres=trained.genres)
     data.setup()
-    assert data.empty_branch_notes() == [
+    assert empty_branch_notes(data) == [
         "the branch plot looks at the column 'synopsis', which no movie of the dataset has: it "
         "contributes nothing"
     ]
@@ -577,14 +579,14 @@ def test_posters_that_do_not_exist_are_reported(tmp_path: Path) -> None:
         cache_dir=tmp_path / "cache",
     )  # fmt: skip
     data.setup()
-    assert data.empty_branch_notes() == [
+    assert empty_branch_notes(data) == [
         "the branch poster looks at the column 'poster', which no movie of the dataset has: it "
         "learns nothing"
     ]
-    lines = [part for part in data.summary() if isinstance(part, str)]
+    lines = [part for part in dataset_summary(data) if isinstance(part, str)]
     # None of the 4 posters exists, so the first stands for all of them.
     assert sum("p0.jpg, nor any other of the 4" in line for line in lines) == 1
-    assert not any("p3.jpg" in line for line in lines) and data.empty_branch_notes()[0] in lines
+    assert not any("p3.jpg" in line for line in lines) and empty_branch_notes(data)[0] in lines
 
 
 def test_a_trained_model_can_score_all_movies_of_a_dataset(tmp_path: Path) -> None:
@@ -601,7 +603,7 @@ def test_a_trained_model_can_score_all_movies_of_a_dataset(tmp_path: Path) -> No
         return data
 
     trained = open_data("")
-    (note,) = trained.random_split_notes("test")
+    (note,) = random_split_notes(trained, "test")
     assert note.startswith("test: 4 of 20 movies, drawn with data.split_seed=0")
     model_kwargs: dict[str, Any] = {"genres": trained.genres, "inputs": trained.inputs}
     for folds in (1, 5):
@@ -609,7 +611,7 @@ def test_a_trained_model_can_score_all_movies_of_a_dataset(tmp_path: Path) -> No
         assert {name: len(rows) for name, rows in scored.splits.items()} == {
             "train": 0, "val": 0, "test": 20,
         }  # fmt: skip
-        assert scored.random_split_notes("test") == []
+        assert random_split_notes(scored, "test") == []
     with pytest.raises(DataError, match="the train split is empty"):
         open_data("test")
 
@@ -645,14 +647,14 @@ def test_a_drawn_test_split_with_training_movies_is_refused(change: str, tmp_pat
         rows[0][3] = "no matter"
     training_data = (card["data"], card["learnt_from"])
     elsewhere = open_data(tmp_path / "other.csv", **model_kwargs)
-    assert elsewhere.changed_data_notes("test", *training_data) == []
+    assert changed_data_notes(elsewhere, "test", *training_data) == []
     scored = open_data(path, **model_kwargs)
-    assert scored.changed_data_notes("test", card["data"], None) == []  # an older checkpoint
+    assert changed_data_notes(scored, "test", card["data"], None) == []  # an older checkpoint
     if change in ("none", "synopsis"):
-        assert scored.changed_data_notes("test", *training_data) == []
+        assert changed_data_notes(scored, "test", *training_data) == []
         return
     with pytest.raises(DataError, match=r"split=test: drawn from .*movies\.csv, it would hold"):
-        scored.changed_data_notes("test", *training_data)
+        changed_data_notes(scored, "test", *training_data)
 
 
 @pytest.mark.parametrize("changed", ["val_fraction", "split_seed", "folds", "nothing"])
@@ -679,22 +681,22 @@ def test_validation_drawn_with_other_settings_than_in_training_is_refused(
     )
     scored.setup()
     training_data = (card["data"], card["learnt_from"])
-    assert scored.changed_data_notes("test", *training_data) == []
-    assert scored.contains_training_movies("val", *training_data) is (changed != "nothing")
+    assert changed_data_notes(scored, "test", *training_data) == []
+    assert contains_training_movies(scored, "val", *training_data) is (changed != "nothing")
     if changed == "nothing":
-        assert scored.changed_data_notes("val", *training_data) == []
+        assert changed_data_notes(scored, "val", *training_data) == []
         return
     with pytest.raises(
         DataError, match=rf"^split=val: .* training \(.*data\.{changed}={card['data'][changed]}"
     ):
-        scored.changed_data_notes("val", *training_data)
+        changed_data_notes(scored, "val", *training_data)
 
 
 def test_folds_ignored_for_a_named_val_split_are_reported(write: Write, tmp_path: Path) -> None:
     data = make_data(write("movies"), tmp_path / "cache", {"title": terms()}, folds=3)
     data.setup()
     assert {movie.split for movie in data.movie_set.movies} >= {"val"}
-    assert "data.folds=3 is ignored: the dataset says which movies are val" in data.summary()
+    assert "data.folds=3 is ignored: the dataset says which movies are val" in dataset_summary(data)
 
 
 def test_a_val_fraction_ignored_because_of_folds_is_reported(write: Write, tmp_path: Path) -> None:
@@ -704,7 +706,7 @@ def test_a_val_fraction_ignored_because_of_folds_is_reported(write: Write, tmp_p
         options = {"folds": folds, "val_fraction": 0.3}
         data = make_data(path, tmp_path / "cache", {"title": terms()}, **options)
         data.setup()
-        lines = [line for line in data.summary() if isinstance(line, str)]
+        lines = [line for line in dataset_summary(data) if isinstance(line, str)]
         begin = "data.val_fraction=0.3 is ignored: validation uses folds"
         assert any(line.startswith(begin) for line in lines) is is_reported
 
@@ -718,13 +720,13 @@ def test_a_fraction_ignored_for_a_named_split_is_reported(
     named.setup()
     note = f"data.{split}_fraction=0.3 is ignored: the dataset says which movies are {split}"
     assert {movie.split for movie in named.movie_set.movies} >= {split}
-    assert note in named.summary()
+    assert note in dataset_summary(named)
     path = write("drawn")
     rows = [row.rpartition(",")[0] for row in path.read_text().splitlines()]
     path.write_text("\n".join(rows))
     drawn = make_data(path, tmp_path / "cache", {"title": terms()}, **share)
     drawn.setup()
-    assert note not in drawn.summary()
+    assert note not in dataset_summary(drawn)
 
 
 def test_changed_movies_of_named_splits_are_reported(write: Write, tmp_path: Path) -> None:
@@ -735,11 +737,11 @@ def test_changed_movies_of_named_splits_are_reported(write: Write, tmp_path: Pat
     path.write_text(path.read_text().replace(",train", ",val", 1))
     moved = make_data(path, tmp_path / "cache", data.inputs, genres=data.genres)
     moved.setup()
-    assert moved.changed_data_notes("test", card["data"], card["learnt_from"]) == []
+    assert changed_data_notes(moved, "test", card["data"], card["learnt_from"]) == []
     path.write_text(path.read_text().replace(",train", ",test", 1))
     changed = make_data(path, tmp_path / "cache", data.inputs, genres=data.genres)
     changed.setup()
-    (note,) = changed.changed_data_notes("test", card["data"], card["learnt_from"])
+    (note,) = changed_data_notes(changed, "test", card["data"], card["learnt_from"])
     assert note.startswith(f"the movies of train and val in {path} are not those that")
 
 
@@ -770,7 +772,7 @@ def test_scoring_demo_movies_of_the_training_set_is_reported(tmp_path: Path) -> 
     ):  # fmt: skip
         movies = [data.movie_set.movies[row] for row in data.splits[split]]
         assert bool(posters(movies) & train_posters) == leaks or data is trained
-        notes = data.changed_data_notes(split, *training_data)
+        notes = changed_data_notes(data, split, *training_data)
         begin = "demo movies are generated by their number"
         assert [note.startswith(begin) for note in notes] == [True] * leaks
 
@@ -797,7 +799,7 @@ def test_two_branches_may_read_one_column(write: Write, tmp_path: Path) -> None:
         assert torch.equal(batch.parts[one].rows, batch.parts[two].rows)
     assert not torch.equal(numbers(batch, "letters", "offsets"), numbers(batch, "words", "offsets"))
     assert numbers(batch, "large", "pixels").shape[1] == 16
-    lines = [line for line in data.summary() if isinstance(line, str)]
+    lines = [line for line in dataset_summary(data) if isinstance(line, str)]
     assert len(lines) == len(set(lines))  # an unreadable poster is reported once
     count = len(data.splits["train"])
     message = f"data.batch_size={data.batch_size} is more than the {count} movies of train"
@@ -949,7 +951,7 @@ def test_a_poster_that_one_branch_cannot_read_is_masked_in_all_branches(
         assert np.flatnonzero(both.features[branch].row_index < 0).tolist() == [0, 3, 10, 17]
     assert both.features["title"].row_index[0] >= 0
     assert both.states("poster")[[0, 1, 3]].tolist() == ["unreadable", "present", "missing"]
-    assert sum("0.png (32000 x 1900 pixels" in str(line) for line in both.summary()) == 1
+    assert sum("0.png (32000 x 1900 pixels" in str(line) for line in dataset_summary(both)) == 1
     # A sweep's job without the other branch reuses the features, including this poster.
     alone = make_data(path, tmp_path / "cache", {"small": small})
     alone.reuse(both)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.data.notes import empty_branch_notes
 from genre_lightning.data.sharing import SharedData
 from genre_lightning.movies.movie import DataError
 
@@ -78,8 +79,8 @@ def test_each_job_reports_a_column_that_no_movie_has(tmp_path: Path) -> None:
 
     first = run_job(title=TITLE, poster=POSTER)
     second = run_job(title=TITLE, poster=POSTER)
-    assert len(first.empty_branch_notes()) == 1
-    assert second.empty_branch_notes() == first.empty_branch_notes()
+    assert len(empty_branch_notes(first)) == 1
+    assert empty_branch_notes(second) == empty_branch_notes(first)
     with pytest.raises(DataError, match="no movie of the dataset has any column"):
         run_job(poster=POSTER)
 
