@@ -24,7 +24,7 @@ from typing import Any
 
 from tests.forking import REPOSITORY, run_as_python, start_process
 
-#: Appended to each training, to finish in a second. Hydra takes the last value of a key.
+#: Overrides appended to each training, to finish in a second; the last value of a key counts.
 SMALL = (
     "trainer.max_epochs=1",
     "trainer.accelerator=cpu",
@@ -136,7 +136,7 @@ class Shell:
         return folder
 
     def close(self) -> None:
-        """End all processes. The server waits for its own, so that their CPU time is counted."""
+        """End all processes. The server waits for its children, so their CPU time is counted."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(self._address)
         self._server.join(60)

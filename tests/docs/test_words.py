@@ -84,7 +84,7 @@ GROUPS = (
     "callbacks", "data", "experiment", "logger", "loss", "model", "optimizer", "parameters",
     "poster", "prompt", "scheduler", "server", "sweep", "trainer",
 )  # fmt: skip
-#: Overrides of the configurations that may have a key.
+#: Overrides of the configurations in which a documented key may be.
 CONFIGURATIONS: list[list[str]] = [
     [],
     ["trainer=ddp"],
@@ -416,7 +416,7 @@ def test_example_csv_files_can_be_read(tmp_path: Path) -> None:
     movies = read_manifest(tmp_path / "movies.csv")
     assert len(first.splitlines()) == 4 and len(movies.movies) == 3
     assert movies.columns() == ("title", "poster", "synopsis")
-    # The example of columns is for MovieLens-1M, whose movies have numbers as ids.
+    # The example of further columns is for MovieLens-1M, whose ids are numbers like these.
     rows = [f"{number or 'id'},{row}" for number, row in enumerate(first.splitlines())]
     (tmp_path / "movies.csv").write_text("\n".join(rows), encoding="utf-8")
     movies = read_manifest(tmp_path / "movies.csv")

@@ -168,7 +168,7 @@ def test_runs_on_different_movies_have_no_best(
 
 
 def test_run_that_does_not_record_its_movies_is_compared(tmp_path: Path) -> None:
-    # As runs of earlier versions don't.
+    # Runs of earlier versions don't.
     best = save_best(tmp_path / "a", 0.3)
     save_best(tmp_path / "b", 0.2, learnt_from="a", val={"num_movies": 24})
     assert best_checkpoint(tmp_path) == best
@@ -181,7 +181,7 @@ def test_no_best_checkpoint(tmp_path: Path, monkeypatch: Any) -> None:
     ):
         best_checkpoint("last")
     save_best(tmp_path / "a", 0.1, status="interrupted")
-    assert best_checkpoint(tmp_path).is_relative_to(tmp_path / "a")  # the only one
+    assert best_checkpoint(tmp_path).is_relative_to(tmp_path / "a")  # the only run
     save_best(tmp_path / "d", 0.1, status="failed")
     with pytest.raises(UserError, match="no run in it has completed"):
         best_checkpoint(tmp_path)

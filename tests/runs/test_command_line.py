@@ -246,7 +246,7 @@ def test_options_are_accepted_anywhere(arguments: str, repository: Path, tmp_pat
         (["model/branch=[mime]"], "model/branch=mime: there is no such option; did you mean mine?"),
         (["model/branch=[mine]", "model.branches.mine.input.colum=x"], "mine.input.column?"),
         (["model/branch=[mine]", "model.branches.mne.lr_scale=2"], "branches.mine.lr_scale?"),
-        # With a second mistake, because of which nothing can be composed either.
+        # With a second mistake, which also prevents the composition.
         (["model/branch=[mine]", "model.branches.mine.l22=2", "sed=1"], "mine.l2?"),
     ],
 )
