@@ -13,7 +13,7 @@ WORDS = {"Comedy": "wedding party fool", "Drama": "letter river mother", "Horror
 
 
 def made_up_movies(num_movies: int = 300) -> MovieSet:
-    """Titles that tell their genres by a word each, some of no meaning."""
+    """Movies whose titles have a word for each of their genres, and a meaningless word."""
     generator = np.random.default_rng(0)
     movies = []
     for i in range(num_movies):
@@ -40,7 +40,7 @@ def write_ml1m(root, movie_set: MovieSet) -> None:
 
 
 @pytest.mark.parametrize("split, num_movies", [("val", 36), ("test", 60)])
-def test_titles_that_tell_beat_the_prior_and_the_constant(split: str, num_movies: int) -> None:
+def test_title_models_beat_the_prior_and_the_constant(split: str, num_movies: int) -> None:
     results, scored = baselines.score_baselines(made_up_movies(), split=split, c_values=(1.0, 10.0))
     assert scored == num_movies
     by_name = {(line.name, line.thresholds): line for line in results}
@@ -57,7 +57,7 @@ def test_titles_that_tell_beat_the_prior_and_the_constant(split: str, num_movies
             assert line.f1_macro > max(prior.f1_macro, constant.f1_macro)
 
 
-def test_the_constant_and_the_prior_are_what_they_say() -> None:
+def test_scores_of_the_prior_and_the_constant() -> None:
     movie_set = made_up_movies()
     results, _ = baselines.score_baselines(movie_set, c_values=(1.0,))
     test = [movie for movie in movie_set.movies if movie.split == "test"]
@@ -69,7 +69,7 @@ def test_the_constant_and_the_prior_are_what_they_say() -> None:
     assert constant.f1_macro == pytest.approx(sum(f1) / 3, abs=1e-6)
 
 
-def test_the_test_split_has_no_say_in_what_is_chosen() -> None:
+def test_settings_do_not_depend_on_the_test_split() -> None:
     movie_set = made_up_movies()
     changed = [
         movie
@@ -89,7 +89,7 @@ def test_the_test_split_has_no_say_in_what_is_chosen() -> None:
     assert on_val[0] == on_val[1]
 
 
-def test_impossible_requests_are_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="val or test"):
         baselines.score_baselines(made_up_movies(), split="train")
     with pytest.raises(ValueError, match="Western"):
@@ -117,9 +117,9 @@ def test_thresholds_are_compared_without_the_test_split() -> None:
     movie_set = made_up_movies()
     scores, labels = thresholds.cross_validated_scores(movie_set, "word")
     assert scores.shape == labels.shape == (240, 3)
-    # scores of held-out movies, yet the words tell
+    # The movies are held out, yet their words predict the genres.
     assert baselines.mean_average_precision(labels, scores) > 0.9
     first = thresholds.compare_methods(scores, labels, num_fit=50, repeats=4)
-    again = thresholds.compare_methods(scores, labels, num_fit=50, repeats=4)
-    assert all((first[method] == again[method]).all() for method in first)
+    second = thresholds.compare_methods(scores, labels, num_fit=50, repeats=4)
+    assert all((first[method] == second[method]).all() for method in first)
     assert all(values.shape == (4, 2) for values in first.values())

@@ -13,7 +13,7 @@ from tests.forking import REPOSITORY, run_command
 
 
 @pytest.mark.slow
-def test_subsets_grow_and_share_no_movie_with_those_that_are_scored(tmp_path: Path) -> None:
+def test_subsets_grow_and_exclude_the_scored_movies(tmp_path: Path) -> None:
     movie_set = made_up_movies()
     write_ml1m(tmp_path / "ml1m", movie_set)
     out = tmp_path / "out"
@@ -39,10 +39,10 @@ def test_subsets_grow_and_share_no_movie_with_those_that_are_scored(tmp_path: Pa
     assert movies[40]["train"] < movies[120]["train"] and len(movies[120]["train"]) == 120
     assert movies[40]["test"] == movies[120]["test"]
     assert not movies[120]["train"] & movies[120]["test"]
-    tested = {movie.id for movie in movie_set.movies if movie.split == "test"}
-    assert not tested & (movies[120]["train"] | movies[120]["test"])
+    test_ids = {movie.id for movie in movie_set.movies if movie.split == "test"}
+    assert not test_ids & (movies[120]["train"] | movies[120]["test"])
     line = json.loads(lines[-1])
-    # A word tells each genre, so more movies tell more of them.
+    # Each word stands for a genre, so the score grows with the number of movies.
     assert line["figure"] == pytest.approx(score, abs=1e-5) and line["ratio"] > 1
     assert set(line) >= {"figure", "ratio", "n", "spread", "aim"}
     refused = run_command([*command, "--sizes", 200], REPOSITORY)

@@ -15,13 +15,13 @@ X, Y = torch.ones(100), torch.ones(100)
 @pytest.mark.parametrize(
     ("run", "count"),
     [
-        pytest.param(lambda: X + Y, 1200, id="two are read and one is made"),
-        pytest.param(lambda: X.clone().mul_(2), 800 + 800, id="in place it is read and written"),
+        pytest.param(lambda: X + Y, 1200, id="two reads and one write"),
+        pytest.param(lambda: X.clone().mul_(2), 800 + 800, id="in place"),
         pytest.param(lambda: torch.empty(100).zero_(), 400 + 400, id="zeros read nothing"),
         pytest.param(lambda: X.view(10, 10).t()[:3], 0, id="a view moves nothing"),
-        pytest.param(lambda: X.double(), 400 + 800, id="of another size"),
-        pytest.param(lambda: torch.stack([X, Y]), 800 + 800, id="a list of them"),
-        pytest.param(lambda: torch.addcmul(X, X, Y), 4 * 400, id="each argument counts"),
+        pytest.param(lambda: X.double(), 400 + 800, id="another dtype"),
+        pytest.param(lambda: torch.stack([X, Y]), 800 + 800, id="list of tensors"),
+        pytest.param(lambda: torch.addcmul(X, X, Y), 4 * 400, id="repeated argument counts twice"),
     ],
 )
 def test_bytes_of_operations(run: Callable[[], Tensor], count: int) -> None:
@@ -30,7 +30,7 @@ def test_bytes_of_operations(run: Callable[[], Tensor], count: int) -> None:
     assert sum(counter.bytes.values()) == count
 
 
-def test_an_optimizer_reads_four_numbers_a_weight_and_writes_three() -> None:
+def test_optimizer_reads_four_numbers_per_weight_and_writes_three() -> None:
     weight = nn.Parameter(torch.ones(1000))
     optimizer = torch.optim.AdamW([weight], fused=True)
     weight.grad = torch.ones(1000)
@@ -38,10 +38,10 @@ def test_an_optimizer_reads_four_numbers_a_weight_and_writes_three() -> None:
     with ByteCounter() as counter:
         optimizer.step()
     rest = counter.bytes["_fused_adamw_"] - 7 * 4 * 1000
-    assert 0 <= rest < 64  # the number of the step
+    assert 0 <= rest < 64  # the step count
 
 
-def test_the_least_time_is_that_of_the_slower_limit() -> None:
+def test_min_time_is_that_of_the_slower_limit() -> None:
     a, b = torch.ones(64, 32), torch.ones(32, 16)
     flop, size = 2 * 64 * 32 * 16, 4 * (64 * 32 + 32 * 16 + 64 * 16)
     for rate, bandwidth, seconds in ((1.0, 1e9, flop / 1), (1e9, 1.0, size / 1)):
@@ -49,14 +49,14 @@ def test_the_least_time_is_that_of_the_slower_limit() -> None:
         assert parts == {"linear layers": (flop, size, seconds)}
 
 
-def test_the_arithmetic_of_a_backward_pass_counts() -> None:
+def test_operations_of_a_backward_pass_are_counted() -> None:
     conv, x = nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.ones(2, 3, 16, 16)
     x.requires_grad_()
     flop, _, _ = min_seconds_by_part(lambda: conv(x).sum().backward(), 1.0, 1.0)["convolutions"]
     assert flop == 3 * 2 * (2 * 8 * 16 * 16) * (3 * 3 * 3)
 
 
-def test_an_operation_belongs_to_what_called_it() -> None:
+def test_operation_belongs_to_its_caller() -> None:
     assert part_of(["aten::fill_", "aten::_embedding_bag_dense_backward"]) == "sparse layers"
     assert part_of(["aten::native_batch_norm_backward"]) == "BatchNorm"
     assert part_of(["aten::fill_", "aten::zeros"]) == OTHER

@@ -12,7 +12,7 @@ from genre_lightning.checkpoint.model import load_model
 from genre_lightning.inputs.pixels import PixelsInput
 
 
-def test_the_untrained_model_has_the_sizes_of_the_configuration(tmp_path: Path):
+def test_untrained_model_has_the_configured_sizes(tmp_path: Path):
     model = load_model(write_checkpoint(tmp_path / "model.ckpt"))
     assert len(model.genres) == 18
     titles, posters = model.inputs["title_tfidf"], model.inputs["poster_resnet"]
@@ -30,7 +30,7 @@ def test_drawn_posters_are_like_real_ones(tmp_path: Path):
         assert 20_000 < path.stat().st_size < 45_000
 
 
-def test_the_figure_of_batches(
+def test_predict_batch_ends_with_its_figure(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     draw_posters(tmp_path / "posters", 6)

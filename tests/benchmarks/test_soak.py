@@ -15,7 +15,7 @@ from benchmarks.soak import SoakError, Sweep, check_jobs, check_leaderboard, mai
 from tests.forking import Command
 
 
-def test_the_slope_is_that_of_least_squares() -> None:
+def test_slope_is_that_of_least_squares() -> None:
     draw = np.random.default_rng(0)
     values = 800_000 + 3.5 * np.arange(90) + draw.normal(0, 20, 90)
     expected, covariance = np.polyfit(np.arange(90), values, 1, cov=True)
@@ -29,17 +29,17 @@ def test_a_short_soak(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyP
     import benchmarks.soak as soak
 
     def start(sweep: Sweep) -> Command:
-        # That is killed in the middle, which it could be wherever it comes from: importing takes
-        # longer than the jobs.
+        # The sweep is killed in the middle, so its process may as well be a forked one, which
+        # saves its imports: they take longer than the jobs.
         assert sweep.command[0] == sys.executable
         return Command(sweep.command[1:], REPOSITORY, sweep.environment)
 
-    kept: list[Path] = []
+    checked: list[Path] = []
 
-    def keep(sweep: Path) -> None:
+    def check_and_damage(sweep: Path) -> None:
         check_leaderboard(sweep)
-        kept.append(sweep)
-        # Here, while the sweep is there: a run and a rank that are wrong are found.
+        checked.append(sweep)
+        # Here, as long as the sweep exists: missing runs and wrong ranks are found.
         board = sweep / "leaderboard.csv"
         text = board.read_text()
         head, first, *rest = text.splitlines()
@@ -59,8 +59,8 @@ def test_a_short_soak(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyP
             check_jobs(sweep, 4, [])
 
     monkeypatch.setattr(Sweep, "_start", start)
-    monkeypatch.setattr(soak, "check_leaderboard", keep)
+    monkeypatch.setattr(soak, "check_leaderboard", check_and_damage)
     main(["--rates", "2", "--seeds", "2", "--kills", "1", "--draw", "1"])
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert kept and line["jobs"] == 4 and line["kills"] == 1
+    assert checked and line["jobs"] == 4 and line["kills"] == 1
     assert line["n"] >= 1 and 0.5 < line["ratio"] < 2 and line["files"][0] > 3

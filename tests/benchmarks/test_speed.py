@@ -35,7 +35,7 @@ def last_line(capsys: pytest.CaptureFixture) -> dict:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def hold(line: dict, n: int) -> None:
+def assert_valid_figure(line: dict, n: int) -> None:
     assert set(line) >= KEYS
     assert line["n"] == n
     assert line["figure"] > 0
@@ -44,17 +44,17 @@ def hold(line: dict, n: int) -> None:
 
 
 @pytest.mark.parametrize("name", OWN_ARGUMENTS)
-def test_benchmarks_of_training_end_with_their_figure(
+def test_training_benchmarks_end_with_their_figure(
     name: str, tiny_overrides: Callable[..., list[str]], capsys: pytest.CaptureFixture
 ):
     module = importlib.import_module(f"benchmarks.{name}")
     module.main(["-n", "1", *OWN_ARGUMENTS[name], "--", *tiny_overrides()[1:]])
-    hold(last_line(capsys), 1)
+    assert_valid_figure(last_line(capsys), 1)
 
 
 @pytest.fixture
 def forked_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What is timed is forked from a process that has PyTorch, which is not what is tested here."""
+    """Forks the timed commands with PyTorch imported, since their speed is not tested here."""
 
     def output_of(command: Sequence[str], environment: Mapping[str, str]) -> str:
         assert command[0] == sys.executable
@@ -67,29 +67,29 @@ def forked_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_figure_of_asking(capsys: pytest.CaptureFixture):
+def test_ask_benchmark(capsys: pytest.CaptureFixture):
     from benchmarks import ask
 
     ask.main(["-n", "1", "--movies", "24", "--many", "60"])
     line = last_line(capsys)
-    hold(line, 1)
+    assert_valid_figure(line, 1)
     assert line["of_forty"] <= 1.0 and line["encoded"] == 1.0
 
 
 @pytest.mark.slow
-def test_the_figure_of_a_sweep(
+def test_sweep_benchmark(
     forked_commands: None, tiny_overrides: Callable[..., list[str]], capsys: pytest.CaptureFixture
 ):
     from benchmarks import sweep
 
     sweep.main(["-n", "1", "--epochs", "1", "--", *tiny_overrides()[1:]])
     line = last_line(capsys)
-    hold(line, 1)
+    assert_valid_figure(line, 1)
     assert line["ratio"] < line["plain_ratio"] > 1
 
 
 @pytest.mark.slow
-def test_the_costs_of_commands(
+def test_costs_benchmark(
     forked_commands: None, tiny_overrides: Callable[..., list[str]], capsys: pytest.CaptureFixture
 ):
     from benchmarks import costs
@@ -103,7 +103,7 @@ def test_the_costs_of_commands(
     assert line["figure"] == pytest.approx(float(seconds[1]), abs=0.06)
 
 
-def test_costs_of_synopses_need_a_file_of_them(capsys: pytest.CaptureFixture):
+def test_costs_of_the_full_model_need_columns(capsys: pytest.CaptureFixture):
     from benchmarks import costs
 
     with pytest.raises(SystemExit):
@@ -111,39 +111,37 @@ def test_costs_of_synopses_need_a_file_of_them(capsys: pytest.CaptureFixture):
     assert "full needs --columns" in capsys.readouterr().err
 
 
-def test_the_figure_of_the_cache(capsys: pytest.CaptureFixture):
+def test_cache_benchmark(capsys: pytest.CaptureFixture):
     from benchmarks import cache
 
     cache.main(["-n", "1", "--posters", "4", "--size", "16"])
-    hold(last_line(capsys), 1)
+    assert_valid_figure(last_line(capsys), 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [[], ["--mmimdb"]], ids=["posters", "mmimdb"])
-def test_the_figure_of_the_scale(
-    kind: list[str], forked_commands: None, capsys: pytest.CaptureFixture
-):
+def test_scale_benchmark(kind: list[str], forked_commands: None, capsys: pytest.CaptureFixture):
     from benchmarks import scale
 
     scale.main(["-n", "1", "--sizes", "60", *kind])
     line = last_line(capsys)
-    hold(line, 1)
+    assert_valid_figure(line, 1)
     assert line["growth"] == dict.fromkeys(scale.PARTS, 1.0)
 
 
 @pytest.mark.parametrize("name", every.BENCHMARKS)
-def test_every_benchmark_explains_itself(name: str, capsys: pytest.CaptureFixture):
+def test_every_benchmark_has_help(name: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as stopped:
         importlib.import_module(f"benchmarks.{name}").main(["--help"])
     assert stopped.value.code == 0
     assert "-n" in capsys.readouterr().out
 
 
-def test_the_runner_knows_every_benchmark_of_speed():
+def test_runner_lists_every_speed_benchmark():
     others = {"all", "baselines", "limits", "measure", "scores", "text_models", "thresholds"}
     others |= {"columns", "costs", "learning_curve", "soak", "training", "untrained", "__init__"}
-    there = {path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")}
-    assert set(every.BENCHMARKS) == there - others
+    existing = {path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")}
+    assert set(every.BENCHMARKS) == existing - others
 
 
 def test_the_table_says_whether_the_aim_is_reached():
@@ -156,7 +154,7 @@ def test_the_table_says_whether_the_aim_is_reached():
     assert row.endswith("| 1.5 s | 1.2 | at most 1.3 | yes | 3, 0.1 |")
 
 
-def test_sides_take_turns_and_first_ones_do_not_count():
+def test_sides_alternate_and_the_first_round_is_not_counted():
     order = []
 
     def b() -> float:
@@ -169,12 +167,12 @@ def test_sides_take_turns_and_first_ones_do_not_count():
     assert len(seconds["a"]) == 2
 
 
-def test_a_command_that_fails_is_no_figure():
+def test_failing_command_raises_an_error():
     with pytest.raises(RuntimeError, match="failed:\nthe reason"):
         alternate({"broken": [sys.executable, "-c", "raise SystemExit('the reason')"]}, 1)
 
 
-def test_commands_find_modules_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_timed_commands_import_compiled_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     folder = tmp_path / "modules"
     folder.mkdir()
@@ -188,7 +186,7 @@ with open({str(tmp_path / "seen")!r}, "a") as file:
     print(compiled, file=file)
 """
     alternate({"imports": [sys.executable, "-c", program]}, 2)
-    # The first turn is not counted.
+    # The first round, which compiles, is not counted.
     assert (tmp_path / "seen").read_text().split() == ["False", "True", "True"]
     assert [path.name for path in folder.iterdir()] == ["own.py"]
 
@@ -203,13 +201,13 @@ def tiny(tiny_overrides: Callable[..., list[str]]):
     )
 
 
-def of(data: MovieDataModule, rows: np.ndarray) -> MovieBatch:
-    """These movies as a batch that is ready."""
+def prepared_batch(data: MovieDataModule, rows: np.ndarray) -> MovieBatch:
+    """The movies of these rows as a prepared batch."""
     (batch,) = data.loader("train", device="cpu").prepare_group([(rows, 0)])
     return batch
 
 
-def test_the_typical_batch_has_posters_as_often_as_all(tiny):
+def test_typical_batch_has_the_average_share_of_posters(tiny):
     data, _ = tiny
     batch = typical_batch(data, torch.device("cpu"))
     share = (data.features["poster_resnet"].row_index[data.splits["train"]] >= 0).mean()
@@ -221,7 +219,7 @@ def test_the_typical_batch_has_posters_as_often_as_all(tiny):
 def test_the_usual_network_computes_what_ours_does(tiny):
     data, module = tiny
     network = module.network
-    batch = of(data, data.splits["train"][:16])
+    batch = prepared_batch(data, data.splits["train"][:16])
     title, poster = batch.parts["title_tfidf"], batch.parts["poster_resnet"]
     usual = usual_network(network, data).eval()
     network.eval()
@@ -242,17 +240,17 @@ def test_the_usual_items_are_the_movies_of_our_batches(tiny):
     data, _ = tiny
     items = UsualDataset(data)
     rows = data.splits["train"]
-    batch = of(data, rows)
+    batch = prepared_batch(data, rows)
     torch.testing.assert_close(
         torch.stack([items[i]["title"] for i in range(len(rows))]),
         dense_terms(batch.parts["title_tfidf"], 256),
     )
     poster = batch.parts["poster_resnet"]
-    place = {int(row): number for number, row in enumerate(poster.rows)}
+    position = {int(row): number for number, row in enumerate(poster.rows)}
     for i in range(8):
-        assert bool(items[i]["seen"]) == (i in place)
-        if i in place:  # other filters: alike, not equal
-            difference = (items[i]["poster"] - poster.numbers["pixels"][place[i]]).abs().mean()
+        assert bool(items[i]["seen"]) == (i in position)
+        if i in position:  # other resize filters: similar, not equal
+            difference = (items[i]["poster"] - poster.numbers["pixels"][position[i]]).abs().mean()
             assert difference < 0.2
 
 
@@ -269,7 +267,7 @@ def test_the_usual_way_trains_on_batches_without_a_poster(
     assert all(parameter.isfinite().all() for parameter in module.network.parameters())
 
 
-def test_what_is_not_compared_is_refused(
+def test_models_without_the_compared_branch_are_refused(
     tiny_overrides: Callable[..., list[str]], capsys: pytest.CaptureFixture
 ):
     from benchmarks import title_layer, usual
@@ -281,7 +279,7 @@ def test_what_is_not_compared_is_refused(
 
 
 @pytest.mark.slow
-def test_the_variants_of_the_scores_compose():
+def test_variants_of_the_scores_benchmark_compose():
     from benchmarks.scores import ABLATION, BRANCHES, VARIANTS
 
     for overrides in [*VARIANTS.values(), *ABLATION.values(), *BRANCHES.values()]:
@@ -292,8 +290,8 @@ def test_the_variants_of_the_scores_compose():
                 assert list(cfg.model.branches) == value.strip("[]").split(",")
             elif key not in ("model", "experiment"):
                 written = OmegaConf.merge({"seed": cfg.seed}, OmegaConf.from_dotlist([override]))
-                given = OmegaConf.select(written, key)
-                assert OmegaConf.select(cfg, key) == given, override
+                expected = OmegaConf.select(written, key)
+                assert OmegaConf.select(cfg, key) == expected, override
 
 
 def test_made_up_movies_are_read_as_they_were_written(tmp_path: Path):

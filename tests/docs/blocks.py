@@ -1,7 +1,7 @@
-"""The code blocks of a page, and why one is not run.
+"""The code blocks of a page, and why a block is not run.
 
-A comment right before a block, which a reader does not see, says why it is not run; or why some of
-its lines are not, counted from 1::
+A comment right before a block, which the rendered page does not show, says why the block is not
+run. It can also exclude only some of the lines, counted from 1::
 
     <!-- not run: needs Slurm -->
     <!-- not run, lines 2-3: download weights -->
@@ -27,11 +27,11 @@ class Block:
     """A fenced block.
 
     Attributes:
-        line: of its fence in the page, from 1.
-        language: as written behind the fence.
-        text: all of it.
-        runnable: what of it is run; "" for nothing.
-        reason: why the rest is not; "" where all is.
+        line: line number of the opening fence, from 1.
+        language: the word after the opening fence.
+        text: the whole block.
+        runnable: the lines that are run; "" if there are none.
+        reason: why the other lines are not run; "" if all lines are.
     """
 
     line: int
@@ -45,7 +45,7 @@ def blocks(page: Path) -> list[Block]:
     """Every fenced block of a page, in order.
 
     Raises:
-        ValueError: a comment that is not in the form above, or names lines that there are not.
+        ValueError: a comment is malformed, names missing lines, or does not precede a block.
     """
     text = page.read_text("utf-8")
     found = []

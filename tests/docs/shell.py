@@ -1,7 +1,7 @@
-"""Blocks of the pages as a reader runs them: by bash, in a folder like a clone.
+"""Runs code blocks of the documentation as a reader does: in bash, in a folder like a clone.
 
 ``python`` and the commands of the package are forked from a process that has imported PyTorch;
-see ``tests/forking.py``. Trainings are made small, see :func:`smaller`.
+see ``tests/forking.py``. Trainings are made small; see :func:`shrink_training`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from tests.forking import REPOSITORY, run_as_python, start_process
 
-#: Added to every training: what a reader types, in a second. Later ones win.
+#: Overrides appended to each training, to finish in a second; the last value of a key counts.
 SMALL = (
     "trainer.max_epochs=1",
     "trainer.accelerator=cpu",
@@ -33,15 +33,15 @@ SMALL = (
     "++trainer.enable_progress_bar=false",
 )
 SMALL_DEMO = ("++data.num_movies=60", "++data.poster_height=48")
-#: Of the default model.
+#: For the default model.
 SMALL_FUSION = (
     "model.branches.title_tfidf.input.vocabulary_size=256",
     "model.branches.title_tfidf.network.hidden=8",
     "model.branches.poster_resnet.network.widths=[4,8]",
     "model.branches.poster_resnet.network.blocks=[1,1]",
 )
-#: What commands with such an argument import, a second or more: so that it is there for the next.
-LARGE = {
+#: Slow imports of the commands with such an argument; the server does them once, before it forks.
+SLOW_IMPORTS = {
     "export": (
         *("onnxruntime", "onnxscript.optimizer", "torch.onnx.ops", "torch.export._trace"),
         *("torch.onnx._internal.exporter._core", "onnxscript.function_libs.torch_lib.ops"),
@@ -52,43 +52,43 @@ LARGE = {
         *("alembic.config", "sqlalchemy.dialects.sqlite"),
     ),
 }
-#: Sends its arguments, folder, environment and what 0, 1 and 2 lead to; ends as the command does.
+#: Sends its arguments, folder, environment and standard streams; exits with the command's status.
 CLIENT = """\
 #!/bin/sh
 ''':'
-# A line that names the interpreter takes no path with a space.
+# A shebang line takes no path with a space.
 exec '{python}' -IS "$0" "$@"
 '''
 import json, os, socket, sys
 connection = socket.socket(socket.AF_UNIX)
 connection.connect({address!r})
-asked = [os.path.basename(sys.argv[0]), sys.argv[1:], os.getcwd(), dict(os.environ)]
-data = json.dumps(asked).encode()
+request = [os.path.basename(sys.argv[0]), sys.argv[1:], os.getcwd(), dict(os.environ)]
+data = json.dumps(request).encode()
 socket.send_fds(connection, [len(data).to_bytes(8, "big")], [0, 1, 2])
 connection.sendall(data)
 sys.exit(int(connection.recv(1)[0]))
 """
 
 
-def smaller(arguments: list[str]) -> list[str]:
-    """The arguments of ``python`` with those that make a training small."""
+def shrink_training(arguments: list[str]) -> list[str]:
+    """Append the overrides that make a training small to the arguments of ``python``."""
     if arguments[:1] != ["train.py"] or {"--help", "--cfg"} & set(arguments):
         return arguments
-    given = dict(argument.partition("=")[::2] for argument in arguments[1:])
-    more = list(SMALL)
-    if given.get("data", "demo") == "demo":
-        more += SMALL_DEMO
-    if not {"model", "model/branch"} & set(given):
-        more += SMALL_FUSION
-    if "ckpt_path" in given:
-        more.append("trainer.max_epochs=3")
-    if given.get("sweep") == "optuna":
-        more.append("sweep.n_trials=2")
-    return [*arguments, *more]
+    overrides = dict(argument.partition("=")[::2] for argument in arguments[1:])
+    added = list(SMALL)
+    if overrides.get("data", "demo") == "demo":
+        added += SMALL_DEMO
+    if not {"model", "model/branch"} & set(overrides):
+        added += SMALL_FUSION
+    if "ckpt_path" in overrides:
+        added.append("trainer.max_epochs=3")
+    if overrides.get("sweep") == "optuna":
+        added.append("sweep.n_trials=2")
+    return [*arguments, *added]
 
 
 class Shell:
-    """Runs blocks of a shell."""
+    """Runs blocks of shell commands."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="shell-")
@@ -106,7 +106,7 @@ class Shell:
             assert self._server.is_alive()
 
     def run(self, block: str, folder: Path) -> subprocess.CompletedProcess[str]:
-        """Run a block; it ends at the first command that fails."""
+        """Run a block, which stops at the first command that fails."""
         env = {**os.environ, "PATH": f"{self._bin}{os.pathsep}{os.environ['PATH']}"}
         env.pop("HYDRA_FULL_ERROR", None)
         return subprocess.run(
@@ -120,10 +120,10 @@ class Shell:
             timeout=600,
         )
 
-    def kernels(self, folder: Path) -> Path:
-        """For ``JUPYTER_PATH``: a folder by which kernels are forked, and what they start as well.
+    def write_kernel(self, folder: Path) -> Path:
+        """Write a kernel that is forked, as are its commands: the folder for ``JUPYTER_PATH``.
 
-        They have ``sys.executable`` where the client is, where a notebook looks for commands.
+        Its ``sys.executable`` is the client, since notebooks look for commands beside it.
         """
         kernel = folder / "kernels" / "python3"
         kernel.mkdir(parents=True)
@@ -136,7 +136,7 @@ class Shell:
         return folder
 
     def close(self) -> None:
-        """Have no process left; what they took is known to the one that started them."""
+        """End all processes. The server waits for its children, so their CPU time is counted."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(self._address)
         self._server.join(60)
@@ -146,7 +146,7 @@ class Shell:
 
 
 def make_clone(folder: Path) -> None:
-    """What a clone has and the blocks use."""
+    """Copy the parts of a clone that the blocks use."""
     folder.mkdir(parents=True)
     for name in ("train.py", "evaluate.py"):
         shutil.copy(REPOSITORY / name, folder)
@@ -163,9 +163,9 @@ def _serve(address: str, scripts: Mapping[str, str]) -> None:
             if not header:
                 break
             with connection.makefile("rb") as stream:
-                asked = json.loads(stream.read(int.from_bytes(header, "big")))
-            for argument in asked[1]:
-                for name in LARGE.get(argument, ()):
+                request = json.loads(stream.read(int.from_bytes(header, "big")))
+            for argument in request[1]:
+                for name in SLOW_IMPORTS.get(argument, ()):
                     importlib.import_module(name)
                     gc.freeze()  # as tests.preloaded does
             with contextlib.suppress(ChildProcessError):
@@ -173,7 +173,7 @@ def _serve(address: str, scripts: Mapping[str, str]) -> None:
                     pass
             if os.fork() == 0:
                 server.close()
-                os._exit(_answer(connection, files, asked, scripts))
+                os._exit(_answer(connection, files, request, scripts))
             connection.close()
             for file in files:
                 os.close(file)
@@ -183,23 +183,23 @@ def _serve(address: str, scripts: Mapping[str, str]) -> None:
 
 
 def _answer(
-    connection: socket.socket, files: list[int], asked: list[Any], scripts: Mapping[str, str]
+    connection: socket.socket, files: list[int], request: list[Any], scripts: Mapping[str, str]
 ) -> int:
-    """Be one command; its status."""
-    program, arguments, cwd, env = asked
+    """Run a command in this process and send its status to the client."""
+    program, arguments, cwd, env = request
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the end
     if program == "python":
-        given = smaller(arguments)
+        arguments = shrink_training(arguments)
     else:
         module, _, function = scripts[program].partition(":")
         code = f"import sys; sys.argv[0] = {program!r}\n"
         code += f"from {module} import {function}\nsys.exit({function}())"
-        given = ["-c", code, *arguments]
+        arguments = ["-c", code, *arguments]
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    status = run_as_python(given, cwd, env)
+    status = run_as_python(arguments, cwd, env)
     with contextlib.suppress(BrokenPipeError):  # a kernel's client may have been killed
         connection.sendall(bytes([status]))
     return 0

@@ -1,4 +1,4 @@
-"""Every code block of README and docs is run as it stands, or says in a comment why it is not."""
+"""Every code block of README and docs is run, or a comment says why it is not."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from tests.docs.blocks import Block, blocks
 from tests.docs.shell import REPOSITORY, SMALL, Shell, make_clone
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-#: What is shown and not code: output, drawings, expressions.
-SHOWN = ("text",)
-#: Its files are written and its tables changed as it says, in a copy of the package.
+#: Language of blocks that are not code: output, drawings, expressions.
+NOT_CODE = ("text",)
+#: The steps of this page are done in a copy of the package.
 EXTENDING = REPOSITORY / "docs" / "extending.md"
-#: In place of what a reader fills in; and one seed is enough here.
-FILLED = {
+#: Values for what the reader fills in; and one seed, which is enough here.
+REPLACEMENTS = {
     "seed=0,1,2": "seed=0",
     "runs/sweeps/NAME": "runs/sweeps/first",
     "RUN": "runs/first",
     "CKPT": "best.ckpt",
 }
-#: Blocks of each language that are run, wholly or in part: no fewer, whoever marks one.
-LEAST = {"sh": 25, "python": 8, "csv": 3, "yaml": 3}
+#: Minimum number of blocks that are run, wholly or in part, so that few are marked `not run`.
+MIN_BLOCKS = {"sh": 25, "python": 8, "csv": 3, "yaml": 3}
 
 
 def runnable(page: Path) -> list[Block]:
-    return [block for block in blocks(page) if block.language not in SHOWN and block.runnable]
+    return [block for block in blocks(page) if block.language not in NOT_CODE and block.runnable]
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
@@ -49,8 +49,8 @@ def test_every_block_is_run_or_says_why_not() -> None:
     for page in PAGES:
         for block in blocks(page):
             where = f"{page.name}:{block.line}"
-            assert block.language in (*LEAST, *SHOWN), f"{where}: what language is it?"
-            if block.language in SHOWN:
+            assert block.language in (*MIN_BLOCKS, *NOT_CODE), f"{where}: what language is it?"
+            if block.language in NOT_CODE:
                 assert not block.reason, f"{where}: nobody would run this"
                 commands = r"^(python (train|evaluate|-m)|genre-\w+ )"
                 assert not re.search(commands, block.text, re.MULTILINE), f"{where}: commands"
@@ -58,7 +58,7 @@ def test_every_block_is_run_or_says_why_not() -> None:
                 count[block.language] += 1
             else:
                 assert len(block.reason.split()) > 1, where
-    assert all(count[language] >= least for language, least in LEAST.items()), count
+    assert all(count[language] >= minimum for language, minimum in MIN_BLOCKS.items()), count
 
 
 @pytest.mark.parametrize(
@@ -68,16 +68,16 @@ def test_every_block_is_run_or_says_why_not() -> None:
         ("<!-- not run, line 2: too long -->\n```sh\nls\n```", "there are no lines 2-2"),
         ("<!-- not run: too long -->\n\n```sh\nls\n```", "that no block follows"),
     ],
-    ids=["form", "line", "away"],
+    ids=["malformed", "no such line", "not before a block"],
 )
-def test_a_wrong_comment_is_found(text: str, message: str, tmp_path: Path) -> None:
+def test_wrong_comment_is_refused(text: str, message: str, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(text + "\n", "utf-8")
     with pytest.raises(ValueError, match=message):
         blocks(page)
 
 
-def test_lines_are_left_out(tmp_path: Path) -> None:
+def test_marked_lines_are_not_run(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("1\n\n  <!-- not run, lines 1-2: why -->\n  ```sh\n  a\n  b\n  c\n  ```\n")
     (block,) = blocks(page)
@@ -92,7 +92,7 @@ def shell() -> Iterator[Shell]:
 
 
 @pytest.mark.slow
-def test_a_block_ends_at_a_command_that_fails(shell: Shell, tmp_path: Path) -> None:
+def test_block_stops_at_the_first_failing_command(shell: Shell, tmp_path: Path) -> None:
     make_clone(tmp_path / "clone")
     done = shell.run("echo on\npython train.py optimizer.lrr=1 | cat\necho off", tmp_path / "clone")
     assert done.returncode == 1
@@ -100,8 +100,8 @@ def test_a_block_ends_at_a_command_that_fails(shell: Shell, tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def prepared(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone with what the blocks name: a trained run, checkpoints, tables and posters."""
+def prepared_clone(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with all that the blocks use: a trained run, checkpoints, tables and posters."""
     clone = tmp_path_factory.mktemp("prepared") / "clone"
     make_clone(clone)
     movies = read_demo(tmp_path_factory.mktemp("demo"), num_movies=100, poster_height=48).movies
@@ -123,23 +123,23 @@ def prepared(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
         table.writerows(
             [m.id, f"A story of {m.title}.", "Ann Lee", "Bo Ek|Cy Dahl"] for m in movies
         )
-    # In the folder of posters are those of real titles alone, as --folder wants them.
+    # Not in posters/, where --folder would take the names of the files for titles.
     first = next(iter(sorted((clone / "posters").iterdir())))
     for name in ("heat.jpg", "avengers.jpg"):
         shutil.copy(first, clone / name)
-    made = shell.run(
+    trained = shell.run(
         "python train.py hydra.run.dir=runs/first\n"
         "python train.py hydra.run.dir=runs/title 'model/branch=[title_tfidf]'\n"
         "cp runs/first/checkpoints/best.ckpt best.ckpt\n"
         "cp runs/title/checkpoints/best.ckpt title.ckpt && rm -r runs/title",
         clone,
     )
-    assert made.returncode == 0, made.stdout
+    assert trained.returncode == 0, trained.stdout
     return clone
 
 
 def write_movies(clone: Path, separator: str) -> None:
-    """``movies.csv`` of the movies of ``data/ml1m``, with further columns."""
+    """Write ``movies.csv``: the movies of ``data/ml1m`` with further columns."""
     lines = [
         line.split("::")
         for split in ("train", "test")
@@ -150,20 +150,20 @@ def write_movies(clone: Path, separator: str) -> None:
         table.writerow(["title", "poster", "genres", "synopsis", "tagline"])
         for number, title, genres in lines:
             poster = f"posters/{number}.jpg"
-            given = [title, poster if (clone / poster).exists() else ""]
-            given += [genres.replace("|", separator), f"A story of {title}.", f"See {title}!"]
-            table.writerow(given)
+            row = [title, poster if (clone / poster).exists() else ""]
+            row += [genres.replace("|", separator), f"A story of {title}.", f"See {title}!"]
+            table.writerow(row)
 
 
 @pytest.fixture
-def clone(prepared: Path, tmp_path: Path) -> Callable[[Path], Path]:
-    """A copy for a page: with a run, unless the page makes it."""
+def clone_for(prepared_clone: Path, tmp_path: Path) -> Callable[[Path], Path]:
+    """Copies the clone for a page, without runs if the page itself trains ``runs/first``."""
 
     def make(page: Path) -> Path:
         folder = tmp_path / "clone"
-        shutil.copytree(prepared, folder)
-        makes = re.compile(r"hydra\.run\.dir=runs/first(?!\S)")
-        if any(makes.search(block.runnable) for block in blocks(page)):
+        shutil.copytree(prepared_clone, folder)
+        trains_first = re.compile(r"hydra\.run\.dir=runs/first(?!\S)")
+        if any(trains_first.search(block.runnable) for block in blocks(page)):
             shutil.rmtree(folder / "runs")
         return folder
 
@@ -171,7 +171,7 @@ def clone(prepared: Path, tmp_path: Path) -> Callable[[Path], Path]:
 
 
 def prepare(folder: Path, block: Block) -> None:
-    """What a page says in words before a block."""
+    """Do what the page says in prose before a block."""
     if "genre_separator" in block.runnable:
         write_movies(folder, ";")
     elif "data=manifest" in block.runnable:
@@ -180,7 +180,7 @@ def prepare(folder: Path, block: Block) -> None:
         shutil.copy(folder / "title.ckpt", folder / "best.ckpt")
 
 
-WITH_COMMANDS = [
+PAGES_WITH_COMMANDS = [
     page
     for page in PAGES
     if page != EXTENDING and any(block.language in ("sh", "python") for block in runnable(page))
@@ -188,15 +188,15 @@ WITH_COMMANDS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
-def test_the_blocks_of_a_page_run(page: Path, clone: Callable[[Path], Path], shell: Shell) -> None:
-    folder = clone(page)
+@pytest.mark.parametrize("page", PAGES_WITH_COMMANDS, ids=lambda page: page.name)
+def test_blocks_of_a_page_run(page: Path, clone_for: Callable[[Path], Path], shell: Shell) -> None:
+    folder = clone_for(page)
     for block in runnable(page):
         if block.language not in ("sh", "python"):
             continue
         prepare(folder, block)
         text = block.runnable
-        for name, value in FILLED.items():
+        for name, value in REPLACEMENTS.items():
             text = re.sub(rf"\b{re.escape(name)}\b", value, text)
         if block.language == "python":
             (folder / "block.py").write_text(text, "utf-8")
@@ -215,7 +215,7 @@ def test_the_blocks_of_a_page_run(page: Path, clone: Callable[[Path], Path], she
         if block.language == "csv"
     ],
 )
-def test_a_table_is_read(page: Path, block: Block, tmp_path: Path) -> None:
+def test_csv_block_is_read(page: Path, block: Block, tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text(block.runnable, "utf-8")
     header, *rows = csv.reader(block.runnable.splitlines())
@@ -242,17 +242,17 @@ def add_import(path: Path, module: str, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_extending_adds_trains(clone: Callable[[Path], Path], shell: Shell) -> None:
-    """Its dataset, input, network and loss in one training, of a package that has them."""
-    folder = clone(EXTENDING)
+def test_extended_package_trains(clone_for: Callable[[Path], Path], shell: Shell) -> None:
+    """One training uses the dataset, input, network and loss that extending.md adds."""
+    folder = clone_for(EXTENDING)
     package = folder / "genre_lightning"
     shutil.copytree(REPOSITORY / "genre_lightning", package)
     text = EXTENDING.read_text("utf-8")
-    left = runnable(EXTENDING)
+    remaining = runnable(EXTENDING)
 
     def take(start: str) -> str:
-        (found,) = [block for block in left if block.runnable.startswith(start)]
-        left.remove(found)
+        (found,) = [block for block in remaining if block.runnable.startswith(start)]
+        remaining.remove(found)
         return found.runnable
 
     def write(name: str, start: str) -> None:
@@ -299,17 +299,17 @@ def test_what_extending_adds_trains(clone: Callable[[Path], Path], shell: Shell)
             file.write(json.dumps({**movie, "poster": row["poster"] or None}) + "\n")
     command = take("python train.py 'model/branch=[title_tfidf,title_year]'").strip()
     command = command.replace("title_year]", "title_year,title_length]")
-    for given in ("data=jsonl data.path=movies.jsonl", "loss=soft_f1"):
-        assert f"`{given}`" in text
-        command += f" {given}"
+    for overrides in ("data=jsonl data.path=movies.jsonl", "loss=soft_f1"):
+        assert f"`{overrides}`" in text
+        command += f" {overrides}"
     assert "`'model/branch=[title_tfidf,title_length]'`" in text
     path = f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
 
     def train(command: str, name: str) -> str:
-        """In a Python of its own, since the one that is forked has the package without these."""
-        more = shlex.join([*SMALL, f"hydra.run.dir=runs/{name}"])
+        """Train in a new process: a forked one has imported the package without these steps."""
+        options = shlex.join([*SMALL, f"hydra.run.dir=runs/{name}"])
         done = subprocess.run(
-            ["bash", "-euc", f"{path}\n{command} {more}"],
+            ["bash", "-euc", f"{path}\n{command} {options}"],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -330,8 +330,8 @@ def test_what_extending_adds_trains(clone: Callable[[Path], Path], shell: Shell)
     assert networks["title_year"]["name"] == "embedding_residual"
     assert (card["loss"]["name"], card["data"]["reader"]) == ("soft_f1", "jsonl")
 
-    for block in left:
+    for block in remaining:
         assert block.language == "sh" and "tagline" in block.runnable, block.line
         done = shell.run(block.runnable, folder)
         assert done.returncode == 0, f"{block.line}: {done.stdout}"
-    assert len(left) == 1
+    assert len(remaining) == 1

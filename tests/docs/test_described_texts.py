@@ -1,4 +1,4 @@
-"""What deployment.md says of texts for ONNX, in plain steps, against what the package does."""
+"""The steps of deployment.md that turn texts into terms for ONNX, against the package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from genre_lightning.inputs.titles import natural_title
 from genre_lightning.inputs.vectorizer import ANALYZERS, TermVectorizer
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "deployment.md"
-#: The two expressions of the page: years, and articles behind their words.
+#: The page's two regular expressions: for years, and for articles that follow their words.
 YEAR, ARTICLE = re.findall(r"```text\n\s*(\S*[(]\S.*)\n\s*```", PAGE.read_text("utf-8"))[-2:]
 
 TITLES = [
@@ -31,7 +31,7 @@ TITLES = [
 ]
 
 
-def words(text: str) -> tuple[list[str], int | None]:
+def words_and_year(text: str) -> tuple[list[str], int | None]:
     text = unicodedata.normalize("NFKC", text)
     found = list(re.finditer(YEAR, text))
     year = None
@@ -48,47 +48,47 @@ def words(text: str) -> tuple[list[str], int | None]:
     return kept.split(), year
 
 
-def runs(parts: str | list[str], least: int, most: int) -> list[Any]:
-    return [parts[at : at + n] for n in range(least, most + 1) for at in range(len(parts) - n + 1)]
+def ngrams(parts: str | list[str], low: int, high: int) -> list[Any]:
+    return [parts[at : at + n] for n in range(low, high + 1) for at in range(len(parts) - n + 1)]
 
 
-def described(text: str, state: dict[str, Any]) -> dict[int, float]:
-    """Weights by column."""
-    least, most = state["ngram_range"]
-    found, year = words(text)
+def weights_by_column(text: str, state: dict[str, Any]) -> dict[int, float]:
+    """The weights that the steps of the page give."""
+    low, high = state["ngram_range"]
+    words, year = words_and_year(text)
     if state["analyzer"] == "char_wb":
-        padded = [f" {word} " for word in found]
-        terms = [t for w in padded for t in runs(w, least, most) or [w]]
+        padded = [f" {word} " for word in words]
+        terms = [t for w in padded for t in ngrams(w, low, high) or [w]]
     elif state["analyzer"] == "word":
-        terms = [" ".join(run) for run in runs(found, least, most)]
+        terms = [" ".join(ngram) for ngram in ngrams(words, low, high)]
     elif state["analyzer"] == "char":
-        terms = runs(" ".join(found), least, most)
+        terms = ngrams(" ".join(words), low, high)
     else:
-        terms = [" ".join(words(item)[0]) for item in text.split("|")]
+        terms = [" ".join(words_and_year(item)[0]) for item in text.split("|")]
     weights: dict[int, float] = {}
     for term in dict.fromkeys(terms):
         if term in state["terms"]:
             count = terms.count(term)
             column = state["terms"].index(term)
-            shown = 1 + math.log(count) if state["sublinear_tf"] else count
-            weights[column] = shown * state["idf"][column]
-    length = math.sqrt(sum(weight**2 for weight in weights.values()))
-    weights = {column: weight / length for column, weight in weights.items()}
+            frequency = 1 + math.log(count) if state["sublinear_tf"] else count
+            weights[column] = frequency * state["idf"][column]
+    norm = math.sqrt(sum(weight**2 for weight in weights.values()))
+    weights = {column: weight / norm for column, weight in weights.items()}
     if state["decade"] and state["analyzer"] != "item" and year is not None and state["years"]:
         first, last = state["years"]
         p = (min(max(year, first, 1910), min(last, 2020)) - 1910) / 10
         d = math.floor(p)
         for column, share in ((d, 1 - (p - d)), (d + 1, p - d)):
             if share:
-                place = state["vocabulary_size"] - 12 + column
-                weights[place] = state["decade_weight"] * share
+                index = state["vocabulary_size"] - 12 + column
+                weights[index] = state["decade_weight"] * share
     return weights
 
 
 @pytest.mark.filterwarnings("ignore:The parameter 'ngram_range' will not be used")
 @pytest.mark.parametrize("sublinear_tf", [False, True])
 @pytest.mark.parametrize("analyzer", ANALYZERS)
-def test_terms_are_what_the_page_says(analyzer: str, sublinear_tf: bool) -> None:
+def test_terms_match_the_page(analyzer: str, sublinear_tf: bool) -> None:
     vectorizer = TermVectorizer(300, analyzer, (2, 4) if "char" in analyzer else (1, 2),
                                 sublinear_tf=sublinear_tf)  # fmt: skip
     vectorizer.fit(TITLES[: -len(TITLES) // 4])
@@ -98,22 +98,21 @@ def test_terms_are_what_the_page_says(analyzer: str, sublinear_tf: bool) -> None
     for number, title in enumerate(TITLES):
         part = slice(rows.indptr[number], rows.indptr[number + 1])
         columns = rows.indices[part].tolist()
-        own = dict(zip(columns, rows.weights[part].tolist(), strict=True))
+        actual = dict(zip(columns, rows.weights[part].tolist(), strict=True))
         assert columns == sorted(columns)
-        assert own == pytest.approx(described(title, state), rel=1e-6), title
-        entries += len(own)
+        assert actual == pytest.approx(weights_by_column(title, state), rel=1e-6), title
+        entries += len(actual)
     assert entries > (15 if analyzer == "item" else 40)
 
 
 @pytest.mark.parametrize("title", TITLES)
-def test_titles_as_one_says_them_are_what_the_page_says(title: str) -> None:
+def test_natural_titles_match_the_page(title: str) -> None:
     found = list(re.finditer(YEAR, title))
     text = title[: found[-1].start()] + title[found[-1].end() :] if found else title
 
-    def front(match: re.Match[str]) -> str:
+    def article_first(match: re.Match[str]) -> str:
         blanks, rest = re.fullmatch(r"(\s*)(.*)", match[1], re.DOTALL).groups()  # type: ignore[union-attr]
         return f"{blanks}{match[2]}{'' if match[2].endswith(chr(39)) else ' '}{rest}"
 
-    assert " ".join(re.sub(ARTICLE, front, text, flags=re.IGNORECASE).split()) == natural_title(
-        title
-    )
+    moved = re.sub(ARTICLE, article_first, text, flags=re.IGNORECASE)
+    assert " ".join(moved.split()) == natural_title(title)

@@ -1,4 +1,4 @@
-"""The notebook: it runs from top to bottom, and what is stored can be shown to anyone."""
+"""The notebook runs from top to bottom, and its stored outputs reveal nothing of a machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from docs.notebook import MAX_BYTES, NOTEBOOK, execute, noise
 from tests.docs.shell import Shell
 
-#: In parts, for the test that no file names such a folder.
+#: Joined here, since a test checks that no file names a home folder.
 HOME = "/".join(("", "home", "me"))
 
 
@@ -25,7 +25,7 @@ def stored() -> Any:
 
 
 def outputs(notebook: Any) -> list[tuple[int, str]]:
-    """Cells and kinds of their outputs, as shown."""
+    """The cell and the kind of each output, in order."""
     return [
         (number, kind)
         for number, cell in enumerate(notebook.cells)
@@ -48,7 +48,7 @@ def _html(output: Any) -> str:
     return str(output.get("data", {}).get("text/html", ""))
 
 
-def test_it_is_stored_with_its_outputs(stored: Any) -> None:
+def test_notebook_is_stored_with_its_outputs(stored: Any) -> None:
     nbformat.validate(stored)
     assert NOTEBOOK.stat().st_size < MAX_BYTES
     code = [cell for cell in stored.cells if cell.cell_type == "code"]
@@ -58,7 +58,7 @@ def test_it_is_stored_with_its_outputs(stored: Any) -> None:
     assert len(scores(stored)) == 2
 
 
-def test_nothing_of_a_machine_is_stored(stored: Any) -> None:
+def test_stored_notebook_reveals_nothing_of_a_machine(stored: Any) -> None:
     assert noise(stored) == []
     text = NOTEBOOK.read_text("utf-8")
     assert "stderr" not in text and '"execution": {' not in text
@@ -89,18 +89,18 @@ def test_noise_is_found(output: Any, what: str) -> None:
 
 @pytest.fixture
 def forked_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels, and the commands of their cells, find PyTorch and Lightning imported."""
+    """Forks kernels, and the commands of their cells, with PyTorch and Lightning imported."""
     shell = Shell()
-    monkeypatch.setenv("JUPYTER_PATH", str(shell.kernels(tmp_path)))
+    monkeypatch.setenv("JUPYTER_PATH", str(shell.write_kernel(tmp_path)))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     yield
     shell.close()
 
 
-def test_its_first_cells_run_in_a_kernel_that_python_starts(
+def test_first_cells_run_in_a_kernel_that_is_not_forked(
     stored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where ``import genre_lightning`` has all to find, and "!" is to find our commands."""
+    """Such a kernel has to import the whole package, and "!" has to find our commands."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     first = nbformat.v4.new_notebook(cells=stored.cells[:2])
     first.cells.append(nbformat.v4.new_code_cell("!command -v genre-train\nsys.executable"))
@@ -112,10 +112,10 @@ def test_its_first_cells_run_in_a_kernel_that_python_starts(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_kernels")
-def test_it_runs_from_top_to_bottom(stored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs_from_top_to_bottom(stored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    made = execute()
-    assert noise(made) == []
-    assert outputs(made) == outputs(stored)
-    for here, there in zip(scores(made), scores(stored), strict=True):
-        assert float(here) == pytest.approx(float(there), abs=0.1)
+    executed = execute()
+    assert noise(executed) == []
+    assert outputs(executed) == outputs(stored)
+    for actual, expected in zip(scores(executed), scores(stored), strict=True):
+        assert float(actual) == pytest.approx(float(expected), abs=0.1)

@@ -1,4 +1,4 @@
-"""The pictures of the documentation can be taken, and only of drawn movies."""
+"""The screenshots of the documentation: they can be taken, and only of drawn movies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from genre_lightning.comparison.command import main as compare
 from genre_lightning.runs.result import write_result
 
 
-def test_three_pictures_of_a_trained_model(browser: Browser, trained_run: Path, tmp_path: Path):
+def test_screenshots_of_a_trained_model(browser: Browser, trained_run: Path, tmp_path: Path):
     out = tmp_path / "pictures"
     take_all(browser, trained_run / "checkpoints" / "best.ckpt", tmp_path / "it's", out)
     assert sorted(path.name for path in out.iterdir()) == ["demo.png", "gallery.png", "report.png"]
@@ -36,7 +36,7 @@ def test_three_pictures_of_a_trained_model(browser: Browser, trained_run: Path, 
         assert path.stat().st_size <= MAX_BYTES
 
 
-def test_the_picture_of_a_leaderboard(browser: Browser, tmp_path: Path):
+def test_screenshot_of_a_leaderboard(browser: Browser, tmp_path: Path):
     for number, lr in enumerate((0.1, 0.2)):
         run = tmp_path / "sweep" / f"optimizer.lr={lr}"
         (run / ".hydra").mkdir(parents=True)
@@ -56,7 +56,7 @@ def test_the_picture_of_a_leaderboard(browser: Browser, tmp_path: Path):
         assert picture.width == WIDTH and picture.height > 500
 
 
-def test_a_model_of_other_movies_is_refused(tiny_checkpoint: Path):
+def test_model_of_other_movies_is_refused(tiny_checkpoint: Path):
     model = load_model(tiny_checkpoint)
     check_drawn(model, tiny_checkpoint)
     other = dataclasses.replace(model, data={"reader": "ml1m", "root": "data/ml1m"})
@@ -64,7 +64,7 @@ def test_a_model_of_other_movies_is_refused(tiny_checkpoint: Path):
         check_drawn(other, tiny_checkpoint)
 
 
-def test_without_a_browser_it_says_what_to_install(
+def test_missing_browser_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The site that make docs builds: its API page, and that a view loads nothing from elsewhere."""
+"""The site that `make docs` builds: its API page, and that no page loads anything remote."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# Building it takes ten seconds.
+# Building the site takes ten seconds.
 pytestmark = pytest.mark.slow
 
 
@@ -41,24 +41,24 @@ def test_the_api_has_every_public_name_and_no_raw_markup(site: Path):
     ids = set(re.findall(r'id="(genre_lightning\.[\w.]+)"', page))
     public = {f"genre_lightning.{name}" for name in genre_lightning.__all__ if name[0] != "_"}
     assert public <= ids
-    asked = re.findall(r"^::: (\S+)$", (REPOSITORY / "docs" / "api.md").read_text("utf-8"), re.M)
+    names = re.findall(r"^::: (\S+)$", (REPOSITORY / "docs" / "api.md").read_text("utf-8"), re.M)
     assert (
-        set(asked) - {"genre_lightning.errors"} <= ids and "genre_lightning.errors.UserError" in ids
+        set(names) - {"genre_lightning.errors"} <= ids and "genre_lightning.errors.UserError" in ids
     )
-    # What docstrings have for other tools would be shown as it stands.
+    # Markup that mkdocstrings does not know would be shown as it stands.
     shown = re.sub(r"<script.*?</script>|<[^>]+>", "", page, flags=re.DOTALL)
     assert not re.search(r":(?:attr|class|data|exc|func|meth|mod):", shown)
     assert "``" not in shown
     assert not re.search(r"<p>\s*(?:Args|Attributes|Raises|Returns|Yields):", page)
-    # A reference to what is on the page is a link to it.
+    # A reference to a name on the page is a link to it.
     assert re.search(r'<a [^>]*href="#genre_lightning\.checkpoint\.card\.read_checkpoint"', page)
 
 
-def test_viewing_it_loads_nothing_from_elsewhere(site: Path, browser: Browser):
+def test_pages_load_nothing_remote(site: Path, browser: Browser):
     page = browser.new_page()
-    asked: list[str] = []
+    requested: list[str] = []
     problems: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requested.append(request.url))
     page.on("pageerror", lambda error: problems.append(str(error)))
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 14
@@ -66,7 +66,7 @@ def test_viewing_it_loads_nothing_from_elsewhere(site: Path, browser: Browser):
         page.goto(path.as_uri())
         page.wait_for_load_state("networkidle")
     page.close()
-    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert [url for url in requested if not url.startswith(("file:", "data:", "blob:"))] == []
     assert problems == []
 
 

@@ -1,4 +1,4 @@
-"""README and docs: every command composes or parses, everything they name is there."""
+"""README and docs: every command composes or parses, and everything they name exists."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ CONF = REPOSITORY / "conf"
 README = REPOSITORY / "README.md"
 EXTENDING = REPOSITORY / "docs" / "extending.md"
 PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
-#: These as well are read, but the changelog names keys and files that are gone.
+#: All checked texts; keys and files are not checked in the changelog, which names old ones.
 TEXTS = [*PAGES, REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "CHANGELOG.md"]
 MAX_WORDS = 1000
 FORBIDDEN = ("stranger's", "mend", "mends", "goes on with", "hopeless")
-#: In the place of a name that the reader gives.
+#: Placeholders for names that the reader chooses.
 PLACEHOLDER = re.compile(r"\b(NAME|KEY|OTHER|VALUE|K)\b|\.\.\.")
-#: What the steps of extending.md write, and names of other branches that they make.
-MADE = {
+#: Files that a reader writes by following extending.md.
+NEW_FILES = {
     "conf/data/jsonl.yaml",
     "conf/loss/soft_f1.yaml",
     "conf/model/branch/poster_lite1.yaml",
@@ -68,9 +68,9 @@ MADE = {
     "mine.py",
     "falling.py",
 }
-#: Look like keys and are none.
-NO_KEYS = ("model.branches.tagline", "model.ckpt", "model.vocabulary.json", "trainer.fit")
-MADE_OPTIONS = (
+#: These look like keys but are not.
+NOT_KEYS = ("model.branches.tagline", "model.ckpt", "model.vocabulary.json", "trainer.fit")
+NEW_OPTIONS = (
     "jsonl",
     "soft_f1",
     "title_length",
@@ -79,13 +79,13 @@ MADE_OPTIONS = (
     "print_rate",
     "falling",
 )
-#: Groups of the configuration whose options are named like data=demo.
+#: Config groups whose options are written like data=demo.
 GROUPS = (
     "callbacks", "data", "experiment", "logger", "loss", "model", "optimizer", "parameters",
     "poster", "prompt", "scheduler", "server", "sweep", "trainer",
 )  # fmt: skip
-#: Configurations in which a key may be.
-PLACES: list[list[str]] = [
+#: Overrides of the configurations in which a documented key may be.
+CONFIGURATIONS: list[list[str]] = [
     [],
     ["trainer=ddp"],
     ["trainer=ddp_nodes"],
@@ -109,13 +109,13 @@ def fenced(text: str, language: str) -> list[str]:
 
 
 def inline(text: str) -> list[str]:
-    """What stands in backquotes outside of blocks, line breaks as spaces."""
+    """Text in backquotes outside of code blocks, with line breaks as spaces."""
     prose = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.DOTALL | re.MULTILINE)
     return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
 
 
 def split_commands(line: str) -> Iterator[list[str]]:
-    """The commands of a line of a shell, without comments and redirections."""
+    """The commands of a line of shell, without comments and redirections."""
     command: list[str] = []
     lexer = shlex.shlex(line, posix=True, punctuation_chars="<>|&;")
     lexer.whitespace_split = True
@@ -136,16 +136,16 @@ def split_commands(line: str) -> Iterator[list[str]]:
 
 
 def all_commands() -> dict[str, list[str]]:
-    """Every command of the pages, by the first page that has it and its text."""
+    """Every command of the pages; the key is the first page that has it, and its text."""
     found: dict[str, list[str]] = {}
     for page in TEXTS:
         text = page.read_text("utf-8").replace("\\\n", " ")
         lines = [line for block in fenced(text, "sh") for line in block.splitlines()]
         lines += re.findall(r"^    ((?:make|python|genre-)\S* .*)$", text, re.MULTILINE)
         starts = ("python ", "genre-", "make ", "pip ", "pytest ")
-        # A heading of troubleshooting.md is a message.
-        said = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
-        lines += [code for code in inline(said) if code.startswith(starts) and " " in code]
+        # Headings of troubleshooting.md are messages, not commands.
+        body = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
+        lines += [code for code in inline(body) if code.startswith(starts) and " " in code]
         for line in lines:
             for command in split_commands(line):
                 while command and re.match(r"[A-Z_]+=", command[0]):
@@ -158,8 +158,8 @@ def all_commands() -> dict[str, list[str]]:
 COMMANDS = all_commands()
 
 
-def of(*programs: str) -> list[Any]:
-    """The commands that begin with these words."""
+def commands_of(*programs: str) -> list[Any]:
+    """The arguments of the commands that begin with these words."""
     size = len(programs)
     return [
         pytest.param(command[size:], id=where)
@@ -168,13 +168,13 @@ def of(*programs: str) -> list[Any]:
     ]
 
 
-def composed(config: str, overrides: list[str]) -> DictConfig:
+def compose_config(config: str, overrides: list[str]) -> DictConfig:
     with speed_up_composition(), initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(config, overrides, return_hydra_config=True)
 
 
-def jobs(overrides: list[str]) -> list[list[str]]:
-    """Overrides of jobs of a sweep; one value of each range that Optuna would search."""
+def sweep_jobs(overrides: list[str]) -> list[list[str]]:
+    """Overrides of the jobs of a sweep, with one value of each range that Optuna would search."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     plain = [
         override
@@ -184,13 +184,13 @@ def jobs(overrides: list[str]) -> list[list[str]]:
     ranges = [f"{o.get_key_element()}=0.001" for o in parsed if o not in plain]
     (batch,) = BasicSweeper.split_arguments(plain, max_batch_size=None)
     first = batch[0]
-    # Every value once, not every pair of values.
+    # Each value once, rather than every combination.
     chosen = [job for job in batch if sum(map(str.__ne__, job, first)) <= 1]
     return [[*job, *ranges] for job in chosen]
 
 
-def flat(cfg: DictConfig) -> list[tuple[str, Any]]:
-    """Every dotted key but Hydra's own, groups included, with what it holds."""
+def flat_items(cfg: DictConfig) -> list[tuple[str, Any]]:
+    """Every dotted key except Hydra's own, groups included, with its value."""
     found: list[tuple[str, Any]] = []
 
     def walk(node: Any, prefix: str) -> None:
@@ -208,9 +208,9 @@ def keys() -> set[str]:
     """Every dotted key that some configuration has."""
     found: set[str] = set()
     branches = [f"model/branch=[{path.stem}]" for path in (CONF / "model" / "branch").iterdir()]
-    for overrides in [*PLACES, *([branch] for branch in branches)]:
-        found |= {key for key, _ in flat(composed("train", overrides))}
-    return found | {key for key, _ in flat(composed("ask", []))}
+    for overrides in [*CONFIGURATIONS, *([branch] for branch in branches)]:
+        found |= {key for key, _ in flat_items(compose_config("train", overrides))}
+    return found | {key for key, _ in flat_items(compose_config("ask", []))}
 
 
 def test_the_readme_is_short() -> None:
@@ -223,11 +223,11 @@ def forbidden_in(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=name_of)
-def test_no_word_is_forbidden(page: Path) -> None:
+def test_page_has_no_forbidden_word(page: Path) -> None:
     assert forbidden_in(page) == []
 
 
-def test_no_word_is_forbidden_in_code() -> None:
+def test_code_has_no_forbidden_word() -> None:
     folders = ("genre_lightning", "conf", "hydra_plugins", "benchmarks")
     found = [path for folder in folders for path in (REPOSITORY / folder).rglob("*")]
     texts = [path for path in found if path.suffix in (".py", ".yaml", ".js", ".j2", ".html")]
@@ -235,12 +235,12 @@ def test_no_word_is_forbidden_in_code() -> None:
     assert {str(path): words for path in texts if (words := forbidden_in(path))} == {}
 
 
-@pytest.mark.parametrize("arguments", of("python", "train.py"))
-def test_a_training_composes(arguments: list[str]) -> None:
-    overrides = [one for one in arguments if not one.startswith("-")]
+@pytest.mark.parametrize("arguments", commands_of("python", "train.py"))
+def test_train_command_composes(arguments: list[str]) -> None:
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
     if "--cfg" in arguments:
         overrides.remove("job")
-    unknown = {one for one in arguments if one.startswith("-")} - {
+    unknown = {argument for argument in arguments if argument.startswith("-")} - {
         "-m",
         "--help",
         "--cfg",
@@ -248,36 +248,35 @@ def test_a_training_composes(arguments: list[str]) -> None:
     }
     assert not unknown
     overrides = [re.sub(r"=\.\.\.$", "=FOLDER", override) for override in overrides]
-    made = any(option in override for option in MADE_OPTIONS for override in overrides)
-    if made:
-        pytest.skip("of the steps of extending.md, which test_blocks.py runs")
-    for job in jobs(overrides) if overrides else [[]]:
-        cfg = composed("train", job)
-        missing = {key for key, value in flat(cfg) if value == "???"}
+    if any(option in override for option in NEW_OPTIONS for override in overrides):
+        pytest.skip("a step of extending.md, whose steps test_blocks.py runs")
+    for job in sweep_jobs(overrides) if overrides else [[]]:
+        cfg = compose_config("train", job)
+        missing = {key for key, value in flat_items(cfg) if value == "???"}
         assert missing == {"num_genres"}, f"{missing} must be given"
         assert train.configured_branches(cfg)
 
 
-@pytest.mark.parametrize("arguments", of("python", "evaluate.py"))
-def test_an_evaluation_composes(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", commands_of("python", "evaluate.py"))
+def test_evaluate_command_composes(arguments: list[str]) -> None:
     arguments = [re.sub(r"=\.\.\.$", "=FILE", argument) for argument in arguments]
-    cfg = composed("evaluate", arguments)
+    cfg = compose_config("evaluate", arguments)
     assert cfg.split in ("train", "val", "test") and cfg.ckpt_path
 
 
-@pytest.mark.parametrize("arguments", of("genre-ask"))
-def test_a_question_composes(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", commands_of("genre-ask"))
+def test_genre_ask_command_composes(arguments: list[str]) -> None:
     arguments = [expand_override(argument) for argument in arguments if argument != "-m"]
-    for job in jobs(arguments):
+    for job in sweep_jobs(arguments):
         if not any(override.startswith("base_url=") for override in job):
             job = [*job, "base_url=URL", "model.name=NAME"]
-        cfg = composed("ask", job)
-        assert not {key for key, value in flat(cfg) if value == "???"}
+        cfg = compose_config("ask", job)
+        assert not {key for key, value in flat_items(cfg) if value == "???"}
         OmegaConf.to_container(cfg, resolve=False)
 
 
-@pytest.mark.parametrize("arguments", of("genre-predict"))
-def test_a_prediction_parses(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", commands_of("genre-predict"))
+def test_genre_predict_command_parses(arguments: list[str]) -> None:
     arguments = [re.sub(r"^CKPT$", "best.ckpt", argument) for argument in arguments]
     if arguments[:1] == ["export"]:
         parse_export(arguments[1:])
@@ -292,20 +291,20 @@ def test_a_prediction_parses(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("parser", "arguments"),
     [
-        pytest.param(parser, *one.values, id=one.id)
+        pytest.param(parser, *case.values, id=case.id)
         for program, parser in (
             ("genre-compare", comparing._parser()),
             ("genre-demo", server._parser()),
         )
-        for one in of(program)
+        for case in commands_of(program)
     ],
 )
-def test_a_command_parses(parser: ArgumentParser, arguments: list[str]) -> None:
+def test_genre_compare_or_demo_command_parses(parser: ArgumentParser, arguments: list[str]) -> None:
     parser.parse_args(arguments)
 
 
-@pytest.mark.parametrize("arguments", of("python", "-m"))
-def test_a_module_is_there_with_its_options(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", commands_of("python", "-m"))
+def test_module_and_its_options_exist(arguments: list[str]) -> None:
     module = arguments[0].replace("benchmarks.NAME", "benchmarks.feed")
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None
@@ -317,15 +316,15 @@ def test_a_module_is_there_with_its_options(arguments: list[str]) -> None:
         assert not option.startswith("--") or f'"{option}"' in sources, option
 
 
-@pytest.mark.parametrize("arguments", of("make"))
-def test_a_target_is_there(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", commands_of("make"))
+def test_make_target_exists(arguments: list[str]) -> None:
     makefile = (REPOSITORY / "Makefile").read_text("utf-8")
     targets = [argument for argument in arguments if "=" not in argument]
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
-def test_every_extra_is_there() -> None:
+def test_every_extra_exists() -> None:
     text = "".join(page.read_text("utf-8") for page in TEXTS)
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
     named = {
@@ -339,28 +338,28 @@ def test_every_extra_is_there() -> None:
 
 
 @pytest.mark.parametrize("page", [*PAGES, REPOSITORY / "CONTRIBUTING.md"], ids=name_of)
-def test_every_file_is_there(page: Path) -> None:
+def test_every_file_exists(page: Path) -> None:
     tops = "benchmarks|conf|docs|genre_lightning|hydra_plugins|notebooks|tests"
     text = page.read_text("utf-8")
     for code in [*inline(text), *re.findall(r"pytest (tests/[\w./-]+)", text)]:
         if re.fullmatch(rf"(?:{tops})/[\w./-]*", code) and not PLACEHOLDER.search(code):
-            assert (REPOSITORY / code).exists() or code in MADE, code
-        elif re.fullmatch(r"[\w-]+\.(?:py|toml)", code) and code not in MADE:
+            assert (REPOSITORY / code).exists() or code in NEW_FILES, code
+        elif re.fullmatch(r"[\w-]+\.(?:py|toml)", code) and code not in NEW_FILES:
             assert (REPOSITORY / code).exists() or any(REPOSITORY.glob(f"genre_lightning/*/{code}"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_key_and_option_is_there(page: Path, keys: set[str]) -> None:
+def test_every_key_and_option_exists(page: Path, keys: set[str]) -> None:
     for code in inline(page.read_text("utf-8")):
         for word in code.split():
             key, _, value = word.strip("'\"").partition("=")
-            if PLACEHOLDER.search(key) or key.startswith("+") or key in NO_KEYS:
+            if PLACEHOLDER.search(key) or key.startswith("+") or key in NOT_KEYS:
                 continue
             if re.fullmatch(rf"(?:{'|'.join(GROUPS)}|training)(?:\.\w+)+", key):
                 assert key in keys, f"{code}: there is no {key}"
             elif key in GROUPS and re.fullmatch(r"\w+", value):
                 option = CONF / key / f"{value}.yaml"
-                known = option.exists() or value in MADE_OPTIONS or PLACEHOLDER.search(value)
+                known = option.exists() or value in NEW_OPTIONS or PLACEHOLDER.search(value)
                 assert known, f"{code}: there is no {option}"
 
 
@@ -383,7 +382,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert anchor in anchors, link
 
 
-def test_the_page_of_branches_has_all_and_no_other() -> None:
+def test_page_of_branches_lists_exactly_those_that_exist() -> None:
     text = (REPOSITORY / "docs" / "branches-and-encoders.md").read_text("utf-8")
     table = text[text.index("| branch | column |") : text.index("### Your own vectors")]
     first = [row.split("|")[1] for row in table.splitlines()[2:] if row.startswith("|")]
@@ -393,7 +392,7 @@ def test_the_page_of_branches_has_all_and_no_other() -> None:
     assert set(re.findall(r"^\| `(\w+)`", encoders, re.MULTILINE)) == set(ENCODERS)
 
 
-def test_the_scale_of_each_branch_is_as_the_page_says() -> None:
+def test_page_of_branches_states_each_lr_scale() -> None:
     text = (REPOSITORY / "docs" / "branches-and-encoders.md").read_text("utf-8")
     for path in (CONF / "model" / "branch").iterdir():
         row = next(row for row in text.splitlines() if row.startswith("|") and f"`{path.stem}`" in
@@ -401,7 +400,7 @@ def test_the_scale_of_each_branch_is_as_the_page_says() -> None:
         assert float(row.split("|")[5]) == yaml.safe_load(path.read_text("utf-8"))["lr_scale"], row
 
 
-def test_the_page_of_design_names_every_input_and_network() -> None:
+def test_page_of_design_names_every_input_network_and_module() -> None:
     text = (REPOSITORY / "docs" / "design.md").read_text("utf-8")
     for name in (*INPUTS, *NETWORKS):
         assert f"`{name}`" in text
@@ -409,7 +408,7 @@ def test_the_page_of_design_names_every_input_and_network() -> None:
         assert name.startswith(("_", "py.typed")) or re.search(rf"\b{re.escape(name)}", text), name
 
 
-def test_the_csv_files_can_be_read(tmp_path: Path) -> None:
+def test_example_csv_files_can_be_read(tmp_path: Path) -> None:
     (first, *_) = fenced(README.read_text("utf-8"), "csv")
     (own, columns) = fenced((REPOSITORY / "docs" / "your-data.md").read_text("utf-8"), "csv")
     assert own == first
@@ -417,7 +416,7 @@ def test_the_csv_files_can_be_read(tmp_path: Path) -> None:
     movies = read_manifest(tmp_path / "movies.csv")
     assert len(first.splitlines()) == 4 and len(movies.movies) == 3
     assert movies.columns() == ("title", "poster", "synopsis")
-    # The columns are of MovieLens-1M, whose movies have such ids.
+    # The example of further columns is for MovieLens-1M, whose ids are numbers like these.
     rows = [f"{number or 'id'},{row}" for number, row in enumerate(first.splitlines())]
     (tmp_path / "movies.csv").write_text("\n".join(rows), encoding="utf-8")
     movies = read_manifest(tmp_path / "movies.csv")
@@ -430,28 +429,28 @@ def test_the_csv_files_can_be_read(tmp_path: Path) -> None:
 def test_code_compiles(page: Path) -> None:
     text = page.read_text("utf-8")
     for block in fenced(text, "python"):
-        # An entry of a table, as in NETWORKS, is none by itself.
+        # An entry of a table, such as NETWORKS, does not compile by itself.
         source = f"_ = {{{block}}}" if re.match(r'"\w+": ', block) else block
         compile(source, name_of(page), "exec")
     for block in fenced(text, "yaml"):
         assert yaml.safe_load(block)
 
 
-def extending(start: str) -> str:
-    """The block of extending.md that begins so."""
+def extending_block(start: str) -> str:
+    """The Python block of extending.md that begins with this text."""
     blocks = fenced(EXTENDING.read_text("utf-8"), "python")
     (found,) = [block for block in blocks if block.startswith(start)]
     return found
 
 
-def executed(source: str, name: str) -> ModuleType:
+def load_module(source: str, name: str) -> ModuleType:
     module = ModuleType(name)
     exec(compile(source, name, "exec"), module.__dict__)  # noqa: S102 - our own page
     return module
 
 
-def test_the_dataset_of_the_page_is_read(tmp_path: Path) -> None:
-    module = executed(extending('"""Reader for one JSON'), "jsonl")
+def test_example_dataset_is_read(tmp_path: Path) -> None:
+    module = load_module(extending_block('"""Reader for one JSON'), "jsonl")
     (tmp_path / "1.jpg").write_bytes(b"jpeg")
     rows = [
         {"id": 1, "title": "Heat (1995)", "genres": ["Crime"], "poster": "1.jpg"},
@@ -474,23 +473,24 @@ def test_the_dataset_of_the_page_is_read(tmp_path: Path) -> None:
         for wrong in ({"title": 7}, {"genres": "Sci-Fi"}, {"poster": 7}, {"genres": [7]})
     ],
 )
-def test_the_dataset_of_the_page_tells_of_a_bad_line(tmp_path: Path, line: str) -> None:
+def test_example_dataset_reports_a_bad_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "movies.jsonl"
-    # JSON has this line break within a text.
+    # JSON allows this line separator inside a string.
     good = json.dumps(
         {"id": 1, "title": "Heat\u2028(1995)", "genres": ["Crime"]}, ensure_ascii=False
     )
     path.write_text(f"{good}\n{line}\n", encoding="utf-8")
-    read = executed(extending('"""Reader for one JSON'), "jsonl").read_jsonl
+    read = load_module(extending_block('"""Reader for one JSON'), "jsonl").read_jsonl
     with pytest.raises(DataError, match=r"movies\.jsonl:2: not a movie"):
         read(path)
     with pytest.raises(DataError, match=r"can't read .*none\.jsonl"):
         read(tmp_path / "none.jsonl")
 
 
-def test_the_input_of_the_page_works(tmp_path: Path) -> None:
-    made: type[Input] = executed(extending('"""How long a text is'), "length").LengthInput
-    branch_input = made.from_state(made(column="title").state())  # type: ignore[call-arg]
+def test_example_input_works(tmp_path: Path) -> None:
+    module = load_module(extending_block('"""How long a text is'), "length")
+    length_input: type[Input] = module.LengthInput
+    branch_input = length_input.from_state(length_input(column="title").state())  # type: ignore[call-arg]
     values = ["Heat (1995)", None, "Up"]
     features = branch_input.open(values, np.array([0, 2]), Store(tmp_path))
     assert features.row_index.tolist() == [0, -1, 1] and features.dense is not None
@@ -500,26 +500,26 @@ def test_the_input_of_the_page_works(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         branch_input.read(7)
     with pytest.raises(ValueError, match="unknown key 'more'"):
-        made.from_state({"column": "title", "more": 1})
+        length_input.from_state({"column": "title", "more": 1})
 
 
-def test_the_network_of_the_page_works() -> None:
-    made = executed(extending('"""Vectors through a residual'), "residual").EmbeddingResidual
-    network: nn.Module = made(num_genres=3, width=5, hidden=4)
+def test_example_network_works() -> None:
+    module = load_module(extending_block('"""Vectors through a residual'), "residual")
+    network: nn.Module = module.EmbeddingResidual(num_genres=3, width=5, hidden=4)
     assert network(torch.zeros(2, 5)).shape == (2, 3)
     assert network.get_parameter("head.bias").shape == (3,)
 
 
-def test_the_loss_of_the_page_works() -> None:
+def test_example_loss_works() -> None:
     names = dict(vars(losses))
-    exec(extending("def soft_f1("), names)  # noqa: S102 - our own page
+    exec(extending_block("def soft_f1("), names)  # noqa: S102 - our own page
     loss = names["SoftF1Loss"]()
     targets = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert loss(40 * (targets - 0.5), targets) == pytest.approx(0, abs=1e-6)
     assert loss.activation == "sigmoid"
 
 
-def test_the_tables_of_the_page_are_there() -> None:
+def test_tables_named_by_extending_md_exist() -> None:
     text = EXTENDING.read_text("utf-8")
     tables = re.findall(r"`([A-Z_]+)` in\s+`(genre_lightning/[\w/]+)\.py`", text)
     tables += [("LOSSES", "genre_lightning/scoring/losses")]
@@ -531,8 +531,8 @@ def test_the_tables_of_the_page_are_there() -> None:
         assert hasattr(importlib.import_module(module.replace("/", ".")), name)
 
 
-def messages() -> str:
-    """All texts of the sources, "..." in place of what is filled in."""
+def source_strings() -> str:
+    """All strings in the sources, with "..." for each value that an f-string fills in."""
     found = []
     patterns = ("*.py", "genre_lightning/**/*.py", "hydra_plugins/*.py")
     files = [path for pattern in patterns for path in REPOSITORY.glob(pattern)]
@@ -548,13 +548,13 @@ def messages() -> str:
     return "\n".join([*found, (REPOSITORY / "Makefile").read_text("utf-8")])
 
 
-def test_every_error_message_is_said() -> None:
+def test_every_message_in_troubleshooting_exists() -> None:
     text = (REPOSITORY / "docs" / "troubleshooting.md").read_text("utf-8")
-    said = messages()
+    strings = source_strings()
     headings = [line for line in text.splitlines() if line.startswith("### ")]
     named = [code for heading in headings for code in re.findall(r"`([^`]+)`", heading)]
     assert len(named) > 20
     for message in named:
         pieces = [piece.strip() for piece in re.split(r"\.\.\.|'\?\?\?'", message)]
         for piece in pieces:
-            assert piece in said, f"{message}: nothing says {piece!r}"
+            assert piece in strings, f"{message}: nothing says {piece!r}"

@@ -1,4 +1,4 @@
-"""Files that once cost minutes, gigabytes or a traceback, made small."""
+"""Small versions of files that once caused a traceback or took minutes or gigabytes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def jpeg(image: Image.Image = NOISE, **options: Any) -> bytes:
 
 
 def jpeg_with_scans(scans: int, size: tuple[int, int] | None = None, **options: Any) -> bytes:
-    """A progressive JPEG whose second scan comes again and again; another size in its header."""
+    """A progressive JPEG that repeats its second scan; its header may claim another size."""
     data = jpeg(progressive=True, **options)
     starts = [n for n in range(len(data)) if data[n : n + 2] == b"\xff\xda"]
     tables = data.rindex(b"\xff\xc4", 0, starts[1])
-    again = data[tables : data.index(b"\xff\xc4", starts[1])]
-    data = data[: starts[1]] + data[starts[1] :].replace(again, again, 1)
-    data = data[:tables] + again * (scans - 10) + data[tables:]
+    repeated = data[tables : data.index(b"\xff\xc4", starts[1])]
+    data = data[: starts[1]] + data[starts[1] :].replace(repeated, repeated, 1)
+    data = data[:tables] + repeated * (scans - 10) + data[tables:]
     if size is not None:
         place = data.index(b"\xff\xc2") + 5
         data = data[:place] + struct.pack(">HH", size[1], size[0]) + data[place + 4 :]
@@ -38,7 +38,7 @@ def jpeg_of_kind(marker: int) -> bytes:
 
 
 def jpeg_with_exif(size: int) -> bytes:
-    """EXIF in many segments, which Pillow joins: one resolution of very many numbers."""
+    """A JPEG with EXIF in many segments, which Pillow joins: a resolution of very many numbers."""
     count = size // 8
     block = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHLL", 0x011A, 5, count, 26) + bytes(4)
     block += bytes(size)
@@ -59,24 +59,24 @@ def webp_with_size(width: int, height: int) -> bytes:
 
 
 def tiff(*entries: tuple[int, int, int, int], order: str = "<", rest: int = 0) -> bytes:
-    """A TIFF of 8 x 8 gray pixels, with further entries (tag, type, count, value or place)."""
-    usual = {
+    """A TIFF of 8 x 8 gray pixels, with further entries (tag, type, count, value or offset)."""
+    tags = {
         256: (3, 1, 8), 257: (3, 1, 8), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1),
         273: (4, 1, 8), 277: (3, 1, 1), 278: (3, 1, 8), 279: (4, 1, 64),
     }  # fmt: skip
     for tag, kind, count, value in entries:
-        usual[tag] = (kind, count, value)
-    directory = struct.pack(f"{order}H", len(usual))
-    for tag, (kind, count, value) in sorted(usual.items()):
-        # A short number lies in the first half of its field.
-        both = struct.pack(f"{order}HH", value, 0) if kind == 3 else struct.pack(f"{order}L", value)
-        directory += struct.pack(f"{order}HHL", tag, kind, count) + both
+        tags[tag] = (kind, count, value)
+    directory = struct.pack(f"{order}H", len(tags))
+    for tag, (kind, count, value) in sorted(tags.items()):
+        # A short value fills the first half of its field.
+        data = struct.pack(f"{order}HH", value, 0) if kind == 3 else struct.pack(f"{order}L", value)
+        directory += struct.pack(f"{order}HHL", tag, kind, count) + data
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}L", 72)
     return head + bytes(range(64)) + directory + bytes(4 + rest)
 
 
 def bmp_in_runs(width: int, height: int) -> bytes:
-    """A BMP of runs of a single pixel, which Pillow unpacks in a loop of Python."""
+    """A BMP of runs of a single pixel, which Pillow unpacks in a Python loop."""
     runs = (b"\x01\x05" * width + b"\0\0") * height + b"\0\x01"
     palette = bytes(4 * 256)
     head = struct.pack("<LllHHLLllLL", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 256)
@@ -93,7 +93,7 @@ def gif_with_frame(width: int, height: int) -> bytes:
 
 
 def png_with_text(size: int) -> bytes:
-    """A PNG with a compressed remark."""
+    """A PNG with a compressed comment."""
     content = b"Comment\0\0" + zlib.compress(bytes(size), 9)
     chunk = struct.pack(">L", len(content)) + b"zTXt" + content
     chunk += struct.pack(">L", zlib.crc32(b"zTXt" + content))
@@ -101,7 +101,7 @@ def png_with_text(size: int) -> bytes:
     return data[:33] + chunk + data[33:]
 
 
-#: Posters that are refused, by name: what makes one, and a pattern of the reason.
+#: Posters that are refused, by name: a function that makes one, and a pattern of the reason.
 POSTERS: dict[str, tuple[Callable[[], bytes], str]] = {
     "jpeg of 1000 scans": (lambda: jpeg_with_scans(1000), "more than 100 scans"),
     "jpeg of 90 large scans": (lambda: jpeg_with_scans(90, (9000, 7000)), "scans .* cover more"),
@@ -149,7 +149,7 @@ POSTERS: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
 }
 
-#: Posters that look hostile and are honest.
+#: Posters that look hostile but are valid.
 HONEST: dict[str, Callable[[], bytes]] = {
     "jpeg of 40 scans": lambda: jpeg_with_scans(40),
     "png with a remark": lambda: png_with_text(900_000),
@@ -166,7 +166,7 @@ def pickle_of(steps: bytes, before: bytes = b"", after: bytes = b"") -> bytes:
     return b"\x80\x02" + before + steps + after + b"."
 
 
-#: Pickles that are nested, repeated or large without end, by name, of about so many bytes.
+#: Pickles that are deeply nested, repetitive or large, by name; of about the given size in bytes.
 PICKLES: dict[str, Callable[[int], bytes]] = {
     "lists in lists": lambda size: pickle_of(b"]" * (size // 2), after=b"a" * (size // 2 - 1)),
     "marks": lambda size: pickle_of(b"(" * (size // 2), after=b"t" * (size // 2)),
@@ -190,7 +190,7 @@ def zip_of(files: dict[str, bytes], method: int) -> bytes:
 
 
 def with_damaged_entry(archive: bytes, name: str) -> bytes:
-    """The same zip with other bytes in the middle of an entry's data."""
+    """The zip with random bytes in the middle of an entry's data."""
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         entry = opened.getinfo(name)
     start = entry.header_offset + 30 + len(entry.filename) + entry.compress_size // 3
@@ -198,5 +198,5 @@ def with_damaged_entry(archive: bytes, name: str) -> bytes:
     return archive[:start] + noise + archive[start + len(noise) :]
 
 
-#: A table of movies with what spreadsheets take for formulas.
+#: Texts that spreadsheets take for formulas.
 FORMULAS = ("=1+1", "+1 (1995)", "-cmd|' /C calc'!A0", "@SUM(A1)", "'=quoted", "=a,b")

@@ -1,4 +1,4 @@
-"""Caches whose bytes have changed: built anew, the same numbers as before."""
+"""Damaged caches are rebuilt with the same numbers as before."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def numbers(features: Features) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", ["terms", "pixels", "embedding"])
-def test_damaged_caches_are_built_anew(
+def test_damaged_caches_are_rebuilt(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_weights(monkeypatch)
-    one = opened(kind, tmp_path)
-    wanted, state = numbers(one.features), json.dumps(one.input.state())
+    original = opened(kind, tmp_path)
+    expected, state = numbers(original.features), json.dumps(original.input.state())
     files = sorted(path for path in (tmp_path / "cache").glob("*/*") if path.is_file())
     assert len(files) >= 3
     for seed in seeds(16):
         path = files[seed % len(files)]
         path.write_bytes(mutated(path.read_bytes(), seed))
-        again = opened(kind, tmp_path)
-        for found, before in zip(numbers(again.features), wanted, strict=True):
-            np.testing.assert_array_equal(found, before, err_msg=f"seed {seed}, {path.name}")
-        assert json.dumps(again.input.state()) == state, f"seed {seed}, {path.name}"
+        rebuilt = opened(kind, tmp_path)
+        for actual, array in zip(numbers(rebuilt.features), expected, strict=True):
+            np.testing.assert_array_equal(actual, array, err_msg=f"seed {seed}, {path.name}")
+        assert json.dumps(rebuilt.input.state()) == state, f"seed {seed}, {path.name}"

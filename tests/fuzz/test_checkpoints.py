@@ -1,4 +1,4 @@
-"""Damaged checkpoints: the weights that were saved, or a refusal that names the file."""
+"""Damaged checkpoints give the saved weights, or are refused with the name of the file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def entries(checkpoint: Path) -> dict[str, bytes]:
 
 
 def refusal(path: Path, mmap: bool = True) -> str | None:
-    """What a file is refused with."""
+    """The message with which a file is refused, or None."""
     try:
         with little_memory():
             read_checkpoint(path, mmap=mmap)
@@ -36,23 +36,23 @@ def refusal(path: Path, mmap: bool = True) -> str | None:
     return None
 
 
-def test_rot_is_seen_wherever_it_is(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_damaged_weights_are_never_loaded(tiny_checkpoint: Path, tmp_path: Path) -> None:
     data = tiny_checkpoint.read_bytes()
-    honest = read_checkpoint(tiny_checkpoint)["state_dict"]
-    path = tmp_path / "rotten.ckpt"
+    original = read_checkpoint(tiny_checkpoint)["state_dict"]
+    path = tmp_path / "damaged.ckpt"
     refused = 0
     for seed in seeds(120):
         path.write_bytes(mutated(data, seed))
         if refusal(path) is not None:
             refused += 1
             continue
-        found = read_checkpoint(path)["state_dict"]
-        assert found.keys() == honest.keys(), f"seed {seed}"
-        assert all(torch.equal(found[name], honest[name]) for name in honest), f"seed {seed}"
+        actual = read_checkpoint(path)["state_dict"]
+        assert actual.keys() == original.keys(), f"seed {seed}"
+        assert all(torch.equal(actual[name], original[name]) for name in original), f"seed {seed}"
     assert refused > 100
 
 
-def test_plain_data_with_a_fitting_checksum(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_damaged_pickle_with_a_valid_checksum(tiny_checkpoint: Path, tmp_path: Path) -> None:
     files = entries(tiny_checkpoint)
     name = next(name for name in files if name.endswith("data.pkl"))
     path = tmp_path / "forged.ckpt"
@@ -62,34 +62,34 @@ def test_plain_data_with_a_fitting_checksum(tiny_checkpoint: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", PICKLES)
-def test_a_pickle_without_end_is_refused_after_so_many_steps(
+def test_huge_pickle_is_refused_after_a_limited_number_of_steps(
     name: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = entries(tiny_checkpoint)
     pickled = next(name for name in files if name.endswith("data.pkl"))
     path = tmp_path / "deep.ckpt"
     path.write_bytes(zip_of({**files, pickled: PICKLES[name](1_000_000)}, zipfile.ZIP_STORED))
-    steps = looks = 0
+    steps = checks = 0
     genops, check = archive_module.pickletools.genops, archive_module._PlainCheck.check
 
-    def counted(data):
+    def counted_genops(data):
         nonlocal steps
         for step in genops(data):
             steps += 1
             yield step
 
-    def looked(*arguments):
-        nonlocal looks
-        looks += 1
+    def counted_check(*arguments):
+        nonlocal checks
+        checks += 1
         return check(*arguments)
 
-    monkeypatch.setattr(archive_module.pickletools, "genops", counted)
-    monkeypatch.setattr(archive_module._PlainCheck, "check", looked)
+    monkeypatch.setattr(archive_module.pickletools, "genops", counted_genops)
+    monkeypatch.setattr(archive_module._PlainCheck, "check", counted_check)
     assert refusal(path) is not None
-    assert steps <= MAX_STEPS + 2 and looks <= MAX_STEPS + 2
+    assert steps <= MAX_STEPS + 2 and checks <= MAX_STEPS + 2
 
 
-def test_states_of_inputs(tiny_checkpoint: Path) -> None:
+def test_damaged_input_state_is_refused_or_gives_an_input(tiny_checkpoint: Path) -> None:
     card = read_checkpoint(tiny_checkpoint)[CHECKPOINT_KEY]
     texts = list(card["inputs"].values())
     texts.append(json.dumps({"kind": "year", "column": "title", "center": 1990.0, "scale": 10.0}))
@@ -100,14 +100,14 @@ def test_states_of_inputs(tiny_checkpoint: Path) -> None:
         for seed in seeds(60):
             damaged = mutated(text.encode(), seed).decode("utf-8", "replace")
             try:
-                found = input_from_text(damaged)
+                branch_input = input_from_text(damaged)
             except ValueError as error:
                 assert len(str(error)) < 1000, f"seed {seed}"
             else:
-                assert isinstance(found, Input), f"seed {seed}"
+                assert isinstance(branch_input, Input), f"seed {seed}"
 
 
-def test_a_file_of_something_else(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.ckpt"
     buffer = io.BytesIO()
     torch.save({"a": torch.zeros(3)}, buffer)

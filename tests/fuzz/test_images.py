@@ -1,4 +1,4 @@
-"""Damaged images: pixels or a reason, never much memory."""
+"""Damaged images give pixels or the reason why not, without taking much memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.fuzz.mutations import mutated, seeds
 from tests.memory import little_memory
 from tests.pictures import NOISE, encoded
 
-#: Damaged, these may be decoded: a second each.
+#: Left out: their damaged versions may be decoded, which takes a second each.
 COSTLY = ("jpeg of 90 large scans", "progressive jpeg, large", "tiff of many strips")
 exif = Image.Exif()
 exif[0x0112] = 6
-WHOLE = {
+ORIGINALS = {
     **{form: encoded(NOISE, form) for form in FORMATS},
     "progressive": jpeg(progressive=True, exif=exif),
     "palette": encoded(NOISE.quantize(16)),
@@ -32,10 +32,10 @@ WHOLE = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", ORIGINALS)
 def test_damaged_images_give_pixels_or_a_reason(name: str) -> None:
     for seed in seeds(12):
-        data = mutated(WHOLE[name], seed)
+        data = mutated(ORIGINALS[name], seed)
         try:
             with little_memory(400), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -48,6 +48,6 @@ def test_damaged_images_give_pixels_or_a_reason(name: str) -> None:
             assert pixels.shape == (16, 16, 3) and pixels.dtype == np.uint8, f"seed {seed}"
 
 
-def test_the_whole_ones_are_images() -> None:
+def test_undamaged_images_have_their_format() -> None:
     for form in FORMATS:
-        assert Image.open(io.BytesIO(WHOLE[form])).format == form
+        assert Image.open(io.BytesIO(ORIGINALS[form])).format == form

@@ -1,4 +1,4 @@
-"""Damaged requests to the page: an answer or a message, never a failure."""
+"""Damaged requests to the web app are answered or get an error message; none fails."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def ask(predictor: GenrePredictor, request: bytes) -> dict | None:
         return None
 
 
-def test_damaged_bodies(predictor: GenrePredictor) -> None:
-    whole = body(jpeg(quality=10))
-    assert ask(predictor, whole) is not None
+def test_damaged_requests(predictor: GenrePredictor) -> None:
+    valid = body(jpeg(quality=10))
+    assert ask(predictor, valid) is not None
     for seed in seeds(40):
-        ask(predictor, mutated(whole, seed))
+        ask(predictor, mutated(valid, seed))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_hostile_posters_leave_the_title(predictor: GenrePredictor) -> None:
+def test_hostile_poster_leaves_the_title_usable(predictor: GenrePredictor) -> None:
     for name, (make, _) in POSTERS.items():
         answer = ask(predictor, body(make()))
         assert answer is not None, name
@@ -51,8 +51,8 @@ def test_hostile_posters_leave_the_title(predictor: GenrePredictor) -> None:
 def test_damaged_images_for_heat_maps(predictor: GenrePredictor) -> None:
     for seed in seeds(6):
         try:
-            found = heat_picture(predictor, "poster_resnet", "Drama", mutated(jpeg(), seed))
+            png = heat_picture(predictor, "poster_resnet", "Drama", mutated(jpeg(), seed))
         except ApiError as error:
             assert error.code == "not_an_image", f"seed {seed}"
         else:
-            assert found.startswith(b"\x89PNG"), f"seed {seed}"
+            assert png.startswith(b"\x89PNG"), f"seed {seed}"

@@ -1,4 +1,4 @@
-"""Damaged CSV files: rows, or one sentence that names the file."""
+"""Damaged CSV files give rows, or an error message that names the file."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ MOVIES = (
 ).encode()
 IDS = b"id,cast,year\n1,Al Pacino,1995\n2,Marlon Brando,1972\n"
 VECTORS = b"id,a,b\n1,0.5,-3\n2,1e3,7\n"
-#: What once ended in a traceback.
+#: Tables with a NUL byte, which once ended in a traceback.
 NULS = (b"title,poster,genres\nHeat,a\0b/c.jpg,Action\n", b"title,poster\nHeat,a\0b.jpg\n")
 
 
-def told(path: Path, read: Callable[[], object], seed: int) -> None:
-    """Read, or be told about the file in one sentence."""
+def assert_read_or_refused(path: Path, read: Callable[[], object], seed: int) -> None:
+    """Either the file can be read, or the message is one line or names the file."""
     try:
         read()
     except UserError as error:
@@ -46,22 +46,22 @@ def told(path: Path, read: Callable[[], object], seed: int) -> None:
         assert len(message) < 2000, f"seed {seed}"
 
 
-def test_manifests(tmp_path: Path) -> None:
+def test_damaged_manifests(tmp_path: Path) -> None:
     path = tmp_path / "movies.csv"
     store = Store(tmp_path / "cache", workers=1, progress=False)
 
     def read() -> None:
         movies = read_manifest(path).movies
-        if seed < 40:  # and the posters it names are looked for
-            PixelsInput(size=32).open([one.value("poster") for one in movies], range(0), store)  # type: ignore[arg-type]
+        if seed < 40:  # also look for the posters that it names
+            PixelsInput(size=32).open([m.value("poster") for m in movies], range(0), store)  # type: ignore[arg-type]
 
     for seed in seeds(400):
         path.write_bytes(mutated(MOVIES, seed))
-        told(path, read, seed)
+        assert_read_or_refused(path, read, seed)
 
 
 @pytest.mark.parametrize("data", NULS)
-def test_a_nul_is_named(data: bytes, tmp_path: Path) -> None:
+def test_nul_byte_is_reported_with_its_line(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "movies.csv"
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"movies\.csv.* has a NUL byte \(line 2\)"):
@@ -70,22 +70,22 @@ def test_a_nul_is_named(data: bytes, tmp_path: Path) -> None:
         list(MovieRows(io.BytesIO(data), path, {"poster": "poster"}).movies())
 
 
-def test_columns(tmp_path: Path) -> None:
+def test_damaged_columns_files(tmp_path: Path) -> None:
     path = tmp_path / "more.csv"
     movies = MovieSet([movie(id="1"), movie(id="2", title="Alien")], ("Action",))
     for seed in seeds(200):
         path.write_bytes(mutated(IDS, seed))
-        told(path, lambda: join_columns(movies, path), seed)
+        assert_read_or_refused(path, lambda: join_columns(movies, path), seed)
 
 
-def test_vectors(tmp_path: Path) -> None:
+def test_damaged_vectors_files(tmp_path: Path) -> None:
     path = tmp_path / "vectors.csv"
     for seed in seeds(200):
         path.write_bytes(mutated(VECTORS, seed))
-        told(path, lambda: read_vectors(path), seed)
+        assert_read_or_refused(path, lambda: read_vectors(path), seed)
 
 
-def test_rows_to_predict(tmp_path: Path) -> None:
+def test_damaged_rows_to_predict(tmp_path: Path) -> None:
     kinds = {"title": "text", "poster": "poster"}
     for seed in seeds(400):
         data = mutated(MOVIES, seed)
@@ -95,7 +95,7 @@ def test_rows_to_predict(tmp_path: Path) -> None:
             assert "in.csv" in str(error), f"seed {seed}"
 
 
-def test_predicted_tables(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_predictions_of_damaged_tables(tiny_checkpoint: Path, tmp_path: Path) -> None:
     predictor = GenrePredictor.from_checkpoint(tiny_checkpoint, "cpu")
     path, out = tmp_path / "in.csv", tmp_path / "out.csv"
     for seed in seeds(25):

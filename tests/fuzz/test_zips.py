@@ -1,4 +1,4 @@
-"""Damaged dataset zips: movies, or one sentence that names the file."""
+"""Damaged dataset zips give movies, or an error message that names the file."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_damaged_zips(method: str, tmp_path: Path) -> None:
-    whole = zip_of(FILES, METHODS[method])
+    valid = zip_of(FILES, METHODS[method])
     for seed in seeds(50):
         path = tmp_path / f"{seed}.zip"
-        path.write_bytes(mutated(whole, seed))
+        path.write_bytes(mutated(valid, seed))
         try:
-            for one in read_ml1m(path).movies:
-                poster = poster_of(one)
+            for movie in read_ml1m(path).movies:
+                poster = poster_of(movie)
                 if poster is not None:
                     poster.read_bytes()
         except DataError as error:
             assert len(str(error)) < 1000, f"seed {seed}"
-        except OSError as error:  # a poster's alone, which is then masked
+        except OSError as error:  # of a single poster, which is then masked
             assert str(error), f"seed {seed}"
         try:
             unpack(path, tmp_path / f"{seed}")
@@ -52,14 +52,14 @@ def test_damaged_zips(method: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_damaged_entry_is_named(method: str, tmp_path: Path) -> None:
-    whole = zip_of(FILES, METHODS[method])
+def test_damaged_zip_entry_is_reported(method: str, tmp_path: Path) -> None:
+    valid = zip_of(FILES, METHODS[method])
     path = tmp_path / "ml1m.zip"
-    path.write_bytes(with_damaged_entry(whole, "movies_train.dat"))
+    path.write_bytes(with_damaged_entry(valid, "movies_train.dat"))
     with pytest.raises(DataError, match=r"ml1m\.zip can't be read as a zip"):
         read_ml1m(path)
-    path.write_bytes(with_damaged_entry(whole, "ml1m-images/1.jpg"))
-    posters = {one.id: poster_of(one) for one in read_ml1m(path).movies}
+    path.write_bytes(with_damaged_entry(valid, "ml1m-images/1.jpg"))
+    posters = {movie.id: poster_of(movie) for movie in read_ml1m(path).movies}
     damaged, good = posters["1"], posters["10"]
     assert damaged is not None and good is not None
     with pytest.raises(OSError):

@@ -18,7 +18,7 @@ from genre_lightning.runs.ckpt_path import (
 from genre_lightning.runs.result import write_result
 
 
-def saved(folder: Path, age: int) -> Path:
+def save_last(folder: Path, age: int) -> Path:
     path = folder / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     path.write_text("")
@@ -26,48 +26,48 @@ def saved(folder: Path, age: int) -> Path:
     return path
 
 
-def in_sweep(folder: Path) -> None:
+def mark_as_sweep_job(folder: Path) -> None:
     (folder.parent / "sweep.json").write_text("{}")
 
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs, a sweep whose jobs are newer than them, and a run without a checkpoint."""
+    """Runs, a sweep with newer jobs, and folders without a checkpoint."""
     monkeypatch.chdir(tmp_path)
     for name, age in (("runs/a/1", 20), ("runs/b/2", 10), ("elsewhere", 30)):
-        saved(Path(name), age)
+        save_last(Path(name), age)
     for name, age, value in (("x=1", 2, 0.3), ("x=2", 1, 0.2), ("x=3", 0, None)):
         folder = Path("runs/sweeps/s", name)
-        saved(folder, age)
+        save_last(folder, age)
         status = "interrupted" if value is None else "completed"
         write_result(folder, {"status": status, "monitor": "val/loss", "monitor_value": value})
-        in_sweep(folder)
+        mark_as_sweep_job(folder)
     Path("runs/failed").mkdir()
     write_result(Path("runs/failed"), {"status": "failed"})
     Path("empty").mkdir()
 
 
 @pytest.mark.parametrize(
-    ("ckpt_path", "place"),
+    ("ckpt_path", "run"),
     [
         ("last", "runs/b/2"),
         ("runs/a", "runs/a/1"),
         ("runs/a/1", "runs/a/1"),
         ("elsewhere", "elsewhere"),
-        # The best of a sweep: the least loss.
+        # The best of a sweep: the lowest loss.
         ("runs/sweeps/s", "runs/sweeps/s/x=2"),
         ("runs/sweeps/s/x=3", "runs/sweeps/s/x=3"),
     ],
 )
-def test_the_run_that_resumes(ckpt_path: str, place: str, runs: None) -> None:
-    assert run_directory(ckpt_path, "new") == place
-    assert last_checkpoint(ckpt_path, Path(place)) == Path(place, "checkpoints", "last.ckpt")
+def test_run_that_is_resumed(ckpt_path: str, run: str, runs: None) -> None:
+    assert run_directory(ckpt_path, "new") == run
+    assert last_checkpoint(ckpt_path, Path(run)) == Path(run, "checkpoints", "last.ckpt")
 
 
 @pytest.mark.parametrize(
     "ckpt_path", [None, "runs/a/1/checkpoints/last.ckpt", "not/there.ckpt", "empty", "runs/failed"]
 )
-def test_all_else_is_a_new_run(ckpt_path: str | None, runs: None) -> None:
+def test_other_values_start_a_new_run(ckpt_path: str | None, runs: None) -> None:
     assert run_directory(ckpt_path, "new") == "new"
 
 
@@ -84,21 +84,21 @@ def test_nothing_to_resume(ckpt_path: str, message: str, runs: None) -> None:
         last_checkpoint(ckpt_path, Path("new"))
 
 
-def test_a_file_is_what_it_is(runs: None) -> None:
+def test_file_is_taken_as_named(runs: None) -> None:
     for name in ("runs/a/1/checkpoints/last.ckpt", "not/there.ckpt"):
         assert last_checkpoint(name, Path("new")) == Path(name)
 
 
 @pytest.mark.parametrize("status", ["completed", "interrupted", "failed", None])
-@pytest.mark.parametrize("last", [True, False], ids=["checkpoint", "none"])
-def test_nothing_is_overwritten(
+@pytest.mark.parametrize("last", [True, False], ids=["checkpoint", "no checkpoint"])
+def test_run_is_not_overwritten(
     status: str | None, last: bool, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
     if status is not None:
         write_result(tmp_path, {"status": status})
     if last:
-        saved(tmp_path, 0)
+        save_last(tmp_path, 0)
     assert starting_point("last", tmp_path) == "last"
     if not last and status != "completed":
         assert starting_point(None, tmp_path) is None
@@ -113,25 +113,25 @@ def test_nothing_is_overwritten(
         assert starting_point(None, tmp_path) == "last"
 
 
-def scored(folder: Path, value: float | None, monitor: str = "val/map_macro", **more: Any) -> Path:
+def save_best(folder: Path, value: float | None, monitor: str = "val/map_macro", **kw: Any) -> Path:
     path = folder / "checkpoints" / "best.ckpt"
     path.parent.mkdir(parents=True)
     path.write_text("")
-    result = {"status": "completed", "monitor": monitor, "monitor_value": value, **more}
+    result = {"status": "completed", "monitor": monitor, "monitor_value": value, **kw}
     write_result(folder, result)
     return path
 
 
-def test_which_checkpoint_is_scored(tmp_path: Path, monkeypatch: Any) -> None:
+def test_checkpoint_that_is_evaluated(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     sweep = Path("runs/sweeps/lr")
-    scored(sweep / "optimizer.lr=1", 0.2)
-    best = scored(sweep / "optimizer.lr=2", 0.3)
-    scored(sweep / "optimizer.lr=3", 0.9, status="failed")
-    scored(sweep / "optimizer.lr=4", None)
-    in_sweep(sweep / "optimizer.lr=1")
-    newest = scored(Path("runs/2026/x"), 0.1)
-    os.utime(newest, (10**9, 10**9))  # older than the jobs, which are not meant by last
+    save_best(sweep / "optimizer.lr=1", 0.2)
+    best = save_best(sweep / "optimizer.lr=2", 0.3)
+    save_best(sweep / "optimizer.lr=3", 0.9, status="failed")
+    save_best(sweep / "optimizer.lr=4", None)
+    mark_as_sweep_job(sweep / "optimizer.lr=1")
+    newest = save_best(Path("runs/2026/x"), 0.1)
+    os.utime(newest, (10**9, 10**9))  # older than the jobs, which `last` ignores
     for ckpt_path, expected in (
         (str(best), best),
         (str(best.parent.parent), best),
@@ -143,8 +143,8 @@ def test_which_checkpoint_is_scored(tmp_path: Path, monkeypatch: Any) -> None:
 
 
 def test_the_lowest_loss_is_best(tmp_path: Path) -> None:
-    low = scored(tmp_path / "a", 0.1, "val/loss")
-    scored(tmp_path / "b", 0.2, "val/loss")
+    low = save_best(tmp_path / "a", 0.1, "val/loss")
+    save_best(tmp_path / "b", 0.2, "val/loss")
     assert best_checkpoint(tmp_path) == low
 
 
@@ -159,18 +159,18 @@ def test_the_lowest_loss_is_best(tmp_path: Path) -> None:
 def test_runs_on_different_movies_have_no_best(
     one: dict[str, Any], other: dict[str, Any], tmp_path: Path
 ) -> None:
-    scored(tmp_path / "a", 0.1, **one)
-    same = scored(tmp_path / "b", 0.2, **one)
+    save_best(tmp_path / "a", 0.1, **one)
+    same = save_best(tmp_path / "b", 0.2, **one)
     assert best_checkpoint(tmp_path) == same
-    scored(tmp_path / "c", 0.3, **other)
+    save_best(tmp_path / "c", 0.3, **other)
     with pytest.raises(UserError, match=f"ckpt_path={tmp_path}: its runs were validated on diff"):
         best_checkpoint(tmp_path)
 
 
-def test_a_run_that_does_not_say_its_movies_is_compared(tmp_path: Path) -> None:
-    # As those of before do not.
-    best = scored(tmp_path / "a", 0.3)
-    scored(tmp_path / "b", 0.2, learnt_from="a", val={"num_movies": 24})
+def test_run_that_does_not_record_its_movies_is_compared(tmp_path: Path) -> None:
+    # Runs of earlier versions don't.
+    best = save_best(tmp_path / "a", 0.3)
+    save_best(tmp_path / "b", 0.2, learnt_from="a", val={"num_movies": 24})
     assert best_checkpoint(tmp_path) == best
 
 
@@ -180,12 +180,12 @@ def test_no_best_checkpoint(tmp_path: Path, monkeypatch: Any) -> None:
         UserError, match=r"ckpt_path=last: no run under .*runs has a checkpoints/best"
     ):
         best_checkpoint("last")
-    scored(tmp_path / "a", 0.1, status="interrupted")
-    assert best_checkpoint(tmp_path).is_relative_to(tmp_path / "a")  # there is no other
-    scored(tmp_path / "d", 0.1, status="failed")
+    save_best(tmp_path / "a", 0.1, status="interrupted")
+    assert best_checkpoint(tmp_path).is_relative_to(tmp_path / "a")  # the only run
+    save_best(tmp_path / "d", 0.1, status="failed")
     with pytest.raises(UserError, match="no run in it has completed"):
         best_checkpoint(tmp_path)
-    scored(tmp_path / "b", 0.1)
-    scored(tmp_path / "c", 0.1, "val/f1_micro")
+    save_best(tmp_path / "b", 0.1)
+    save_best(tmp_path / "c", 0.1, "val/f1_micro")
     with pytest.raises(UserError, match="val/f1_micro and val/map_macro"):
         best_checkpoint(tmp_path)

@@ -1,4 +1,4 @@
-"""User errors: one sentence, before PyTorch is imported and before a folder is created."""
+"""User errors are one sentence, before PyTorch is imported and before a folder is created."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from genre_lightning.runs.config_errors import explain_error
 from genre_lightning.scoring.names import MONITORED
 from tests.forking import run_command
 
-#: Runs a script with the arguments of each line in turn, and tells how it ends.
+#: Runs scripts, read as a list of names and arguments, and prints how each one ends.
 DRIVER = """
 import importlib, json, sys
 sys.path.insert(0, {repository!r})
@@ -117,9 +117,9 @@ EVALUATIONS = {
 
 @pytest.fixture(scope="module")
 def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
-    """Message of each user error, all raised in one process, which must not import PyTorch."""
+    """The message of each mistake, all made in one process, which must not import PyTorch."""
     repository = Path(__file__).resolve().parents[2]
-    folder = tmp_path_factory.mktemp("slips")
+    folder = tmp_path_factory.mktemp("mistakes")
     (folder / "file").write_text("")
     calls = [("train", mistake.split()) for mistake in MISTAKES]
     calls += [
@@ -135,8 +135,8 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
         input=json.dumps(calls), capture_output=True, text=True, cwd=folder, env=env,
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
-    *ends, torch = map(json.loads, done.stdout.splitlines())
-    assert not torch and [path.name for path in folder.iterdir()] == ["file"]
+    *ends, imported_torch = map(json.loads, done.stdout.splitlines())
+    assert not imported_torch and [path.name for path in folder.iterdir()] == ["file"]
     names = [("train", mistake) for mistake in MISTAKES] + [
         ("evaluate", mistake) for mistake in EVALUATIONS
     ]
@@ -144,21 +144,21 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_of_a_training_is_one_sentence(
+def test_training_mistake_is_one_sentence(
     mistake: str, messages: dict[tuple[str, str], str]
 ) -> None:
     text = messages["train", mistake]
     assert text.startswith("error: ") and MISTAKES[mistake] in text and "\n" not in text
 
 
-def test_a_sweep_is_not_refused_for_files_that_it_makes_or_that_only_its_jobs_have() -> None:
+def test_sweep_is_not_refused_for_files_that_it_makes_or_overrides() -> None:
     check_data({"reader": "demo", "root": "none", "columns": None}, ["seed"])
     check_data({"reader": "ml1m", "root": "none", "download": True}, ["seed"])
     check_data({"reader": "manifest", "path": "none.csv"}, ["data.path"])
     check_data({"reader": "ml1m", "root": "none", "download": False}, ["data"])
 
 
-#: Six sets of four genres, joined by another character.
+#: Six sets of four genres, joined by another separator than the default.
 PAIRS = ("A;B", "A;C", "A;D", "B;C", "B;D", "C;D")
 
 
@@ -167,13 +167,13 @@ PAIRS = ("A;B", "A;C", "A;D", "B;C", "B;D", "C;D")
     [
         ("title,poster\nAlien,\n", "movies.csv:1: the header has no column genres"),
         (
-            "title,poster,genres\n" + "".join(f"{each},,{each}\n" for each in PAIRS),
+            "title,poster,genres\n" + "".join(f"{pair},,{pair}\n" for pair in PAIRS),
             "genre_separator=';'",
         ),
         ('title,genres\nAlien,Horror\nBrazil,"[\'Co"\n', "movies.csv:3, column genres: \"['Co"),
     ],
 )
-def test_a_sweep_over_a_bad_csv_is_refused_once(
+def test_sweep_over_a_bad_csv_is_refused_once(
     table: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -181,11 +181,11 @@ def test_a_sweep_over_a_bad_csv_is_refused_once(
     data = {"reader": "manifest", "path": "movies.csv", "genre_separator": None}
     with pytest.raises(UserError, match=re.escape(message)):
         check_data(data, ["seed"])
-    check_data(data, ["data.genre_separator"])  # each job has its own
+    check_data(data, ["data.genre_separator"])  # each job has its own separator
 
 
 @pytest.mark.parametrize("reader", ["manifest", "ml1m"])
-def test_a_sweep_with_bad_further_columns_is_refused_once(reader: str, tmp_path: Path) -> None:
+def test_sweep_with_a_bad_file_of_columns_is_refused_once(reader: str, tmp_path: Path) -> None:
     movies, more = tmp_path / "movies.csv", tmp_path / "more.csv"
     movies.write_text("title,poster,genres\nAlien,,Horror\n")
     more.write_text("movie,synopsis\n2,text\n")
@@ -201,7 +201,7 @@ COUNTS = (
 
 
 @pytest.mark.parametrize("key", [*COUNTS, "train_limit", "server.retries", "server.timeout"])
-def test_numbers_of_genre_ask_out_of_range(key: str) -> None:
+def test_numbers_of_genre_ask_out_of_range_are_refused(key: str) -> None:
     mistakes = [-1, "9", True] + [0] * (key in (*COUNTS, "server.timeout"))
     for mistake in mistakes + [1.5] * (key != "server.timeout"):
         cfg = OmegaConf.create()
@@ -211,7 +211,7 @@ def test_numbers_of_genre_ask_out_of_range(key: str) -> None:
 
 
 @pytest.mark.parametrize("mistake", EVALUATIONS)
-def test_a_mistake_of_an_evaluation_is_one_sentence(
+def test_evaluation_mistake_is_one_sentence(
     mistake: str, messages: dict[tuple[str, str], str]
 ) -> None:
     text = messages["evaluate", mistake]
@@ -227,7 +227,7 @@ def test_a_mistake_of_an_evaluation_is_one_sentence(
         "model=title --config-dir more --cfg job seed=3",
     ],
 )
-def test_options_stand_anywhere(arguments: str, repository: Path, tmp_path: Path) -> None:
+def test_options_are_accepted_anywhere(arguments: str, repository: Path, tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     shown = run_command([repository / "train.py", *arguments.split()], tmp_path)
     assert shown.returncode == 0, shown.stderr
@@ -246,11 +246,11 @@ def test_options_stand_anywhere(arguments: str, repository: Path, tmp_path: Path
         (["model/branch=[mime]"], "model/branch=mime: there is no such option; did you mean mine?"),
         (["model/branch=[mine]", "model.branches.mine.input.colum=x"], "mine.input.column?"),
         (["model/branch=[mine]", "model.branches.mne.lr_scale=2"], "branches.mine.lr_scale?"),
-        # With a second one, in which the command can't be composed either.
+        # With a second mistake, which also prevents the composition.
         (["model/branch=[mine]", "model.branches.mine.l22=2", "sed=1"], "mine.l2?"),
     ],
 )
-def test_options_of_one_s_own_are_known(
+def test_options_in_a_folder_of_the_user_are_suggested(
     mistake: list[str],
     message: str,
     folder: list[str],
@@ -259,22 +259,22 @@ def test_options_of_one_s_own_are_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    own = tmp_path / "of my own" / "model" / "branch" / "mine.yaml"
-    own.parent.mkdir(parents=True)
-    given = (repository / "conf" / "model" / "branch" / "title_linear.yaml").read_text()
-    own.write_text(given.replace("branches.title_linear", "branches.mine"))
-    named = [word.format(tmp_path / "of my own") for word in folder]
-    done = run_command([repository / "train.py", *mistake, *named], tmp_path)
+    mine = tmp_path / "of my own" / "model" / "branch" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    text = (repository / "conf" / "model" / "branch" / "title_linear.yaml").read_text()
+    mine.write_text(text.replace("branches.title_linear", "branches.mine"))
+    options = [word.format(tmp_path / "of my own") for word in folder]
+    done = run_command([repository / "train.py", *mistake, *options], tmp_path)
     assert done.returncode == 1 and message in done.stderr, done.stderr
 
 
-def test_a_sweep_is_not_printed_as_a_configuration(repository: Path, tmp_path: Path) -> None:
+def test_multirun_and_cfg_exclude_each_other(repository: Path, tmp_path: Path) -> None:
     ended = run_command([repository / "train.py", "-m", "seed=1,2", "--cfg", "job"], tmp_path)
     expected = "error: --multirun and --cfg exclude each other: leave one out"
     assert ended.returncode == 1 and ended.stderr.strip() == expected
 
 
-def test_what_can_be_monitored_is_what_validation_gives() -> None:
+def test_monitored_names_are_the_metrics_of_validation() -> None:
     import torch
 
     from genre_lightning.scoring.metrics import genre_metrics
@@ -283,8 +283,8 @@ def test_what_can_be_monitored_is_what_validation_gives() -> None:
     assert {f"val/{name}" for name in (*metrics, "loss")} == set(MONITORED)
 
 
-def test_an_option_of_an_extra_says_what_to_install(repository: Path) -> None:
-    """Hydra's error if the extra is not installed."""
+def test_option_of_a_missing_extra_names_what_to_install(repository: Path) -> None:
+    """The error is the one that Hydra raises if the extra is not installed."""
     error = MissingConfigException("Could not find 'hydra/launcher/submitit_slurm'")
     assert explain_error(error, repository / "conf", "train", []) == (
         "hydra/launcher=submitit_slurm needs a package that is not installed: "
@@ -292,10 +292,10 @@ def test_an_option_of_an_extra_says_what_to_install(repository: Path) -> None:
     )
 
 
-def test_the_sweeper_alone_is_told_what_sets_it(
+def test_sweeper_without_its_settings_is_refused(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which shows the traceback, too
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # it would add the traceback
     arguments = ["-m", "hydra/sweeper=optuna", "seed=1,2"]
     done = run_command([repository / "train.py", *arguments], tmp_path)
     expected = "error: hydra/sweeper=optuna gets its settings from sweep=optuna: use that instead"

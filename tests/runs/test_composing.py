@@ -1,4 +1,4 @@
-"""Composing only once and parsing faster, against Hydra's and OmegaConf's own results."""
+"""Composing only once and parsing faster give the results of unpatched Hydra and OmegaConf."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from genre_lightning.runs.composing import (
     use_libyaml,
 )
 
-plain_load, plain_yaml = ConfigLoaderImpl.load_configuration, omegaconf._utils.get_yaml_loader
+original_load, original_yaml = ConfigLoaderImpl.load_configuration, omegaconf._utils.get_yaml_loader
 
 
 @pytest.fixture
@@ -41,25 +41,25 @@ def hydra(repository: Path) -> Iterator[Hydra]:
         found = GlobalHydra.instance().hydra
         assert found is not None
         yield found
-    assert ConfigLoaderImpl.load_configuration is plain_load
-    assert omegaconf._utils.get_yaml_loader is plain_yaml
+    assert ConfigLoaderImpl.load_configuration is original_load
+    assert omegaconf._utils.get_yaml_loader is original_yaml
 
 
 @pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RunMode]]:
-    """The modes in which a configuration was composed."""
+def composed_modes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RunMode]]:
+    """The run mode of each composition."""
     modes: list[RunMode] = []
 
-    def load(self: Any, config_name: Any, overrides: Any, run_mode: RunMode, **how: Any) -> Any:
+    def load(self: Any, config_name: Any, overrides: Any, run_mode: RunMode, **options: Any) -> Any:
         modes.append(run_mode)
-        return plain_load(self, config_name, overrides, run_mode, **how)
+        return original_load(self, config_name, overrides, run_mode, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(ConfigLoaderImpl, "load_configuration", load)
         yield modes
 
 
-def composed_to_run(hydra: Hydra, overrides: list[str]) -> Any:
+def compose_run(hydra: Hydra, overrides: list[str]) -> Any:
     cfg = hydra.compose_config("train", overrides, RunMode.RUN)
     return OmegaConf.to_container(cfg)
 
@@ -73,47 +73,47 @@ RUNS: list[list[str]] = [
 ]
 
 
-@pytest.mark.parametrize("overrides", RUNS, ids=["none", "values", "groups", "hydras", "mode"])
-def test_a_run_is_composed_once_and_is_what_hydra_composes(
-    overrides: list[str], hydra: Hydra, loads: list[RunMode]
+@pytest.mark.parametrize("overrides", RUNS, ids=["none", "values", "groups", "hydra", "mode"])
+def test_run_is_composed_once_and_as_by_hydra(
+    overrides: list[str], hydra: Hydra, composed_modes: list[RunMode]
 ) -> None:
-    expected = composed_to_run(hydra, overrides)
-    loads.clear()
+    expected = compose_run(hydra, overrides)
+    composed_modes.clear()
     with compose_once(), use_libyaml():
         assert hydra.get_mode("train", overrides) == RunMode.RUN
-        actual = composed_to_run(hydra, overrides)
-    assert (actual, loads) == (expected, [RunMode.RUN])
+        actual = compose_run(hydra, overrides)
+    assert (actual, composed_modes) == (expected, [RunMode.RUN])
 
 
-def test_what_was_composed_is_for_the_run_that_asked_for_it(hydra: Hydra) -> None:
+def test_composed_configuration_is_not_reused_for_another_run(hydra: Hydra) -> None:
     with compose_once():
         hydra.get_mode("train", ["seed=1"])
-        assert composed_to_run(hydra, ["seed=2"])["seed"] == 2
+        assert compose_run(hydra, ["seed=2"])["seed"] == 2
         hydra.get_mode("train", ["seed=1"])
         first = hydra.compose_config("train", ["seed=1"], RunMode.RUN)
         first.seed = 9
-        assert composed_to_run(hydra, ["seed=1"])["seed"] == 1
+        assert compose_run(hydra, ["seed=1"])["seed"] == 1
 
 
-def test_a_configuration_that_says_it_is_a_sweeps_is_left_to_hydra(hydra: Hydra) -> None:
+def test_sweep_is_left_to_hydra(hydra: Hydra) -> None:
     with compose_once():
         assert hydra.get_mode("train", ["hydra.mode=MULTIRUN", "seed=1,2"]) == RunMode.MULTIRUN
         assert hydra.get_mode("train", ["seed=1,2"]) is None
         with pytest.raises(HydraException, match="Ambiguous value"):
-            composed_to_run(hydra, ["seed=1,2"])
+            compose_run(hydra, ["seed=1,2"])
 
 
-def test_a_command_of_a_sweep_composes_no_configuration_to_know_that(
-    hydra: Hydra, loads: list[RunMode]
+def test_sweep_command_composes_nothing_to_find_its_mode(
+    hydra: Hydra, composed_modes: list[RunMode]
 ) -> None:
     with skip_mode_check():
-        # With None, Hydra goes by -m.
+        # None makes Hydra decide by -m.
         assert hydra.get_mode("train", ["seed=1,2"]) is None
-    assert loads == []
+    assert composed_modes == []
 
 
-@pytest.mark.parametrize("overrides", RUNS, ids=["none", "values", "groups", "hydras", "mode"])
-def test_interpolations_stand_for_the_same(
+@pytest.mark.parametrize("overrides", RUNS, ids=["none", "values", "groups", "hydra", "mode"])
+def test_cached_interpolations_resolve_as_before(
     overrides: list[str], hydra: Hydra, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
@@ -133,15 +133,15 @@ def test_interpolations_stand_for_the_same(
         assert resolved() == expected
 
 
-@pytest.mark.parametrize("overrides", RUNS, ids=["none", "values", "groups", "hydras", "mode"])
-def test_without_copies_hydra_composes_the_same(overrides: list[str], hydra: Hydra) -> None:
-    expected = composed_to_run(hydra, overrides)
+@pytest.mark.parametrize("overrides", RUNS, ids=["none", "values", "groups", "hydra", "mode"])
+def test_hydra_composes_the_same_without_copies(overrides: list[str], hydra: Hydra) -> None:
+    expected = compose_run(hydra, overrides)
     with avoid_copies_of_defaults():
-        actual = [composed_to_run(hydra, overrides) for _ in range(2)]
+        actual = [compose_run(hydra, overrides) for _ in range(2)]
     assert actual == [expected, expected]
 
 
-def test_choices_that_a_users_defaults_ask_for_are_known(tmp_path: Path) -> None:
+def test_interpolations_in_defaults_are_resolved(tmp_path: Path) -> None:
     files = {
         "config.yaml": "defaults: [{b: two}, {a: '${b}'}, 'c/${b}_${b}', _self_]\n",
         "a/one.yaml": "x: 1\n",
@@ -156,20 +156,20 @@ def test_choices_that_a_users_defaults_ask_for_are_known(tmp_path: Path) -> None
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)
 
-    def composed() -> list[Any]:
+    def compose_all() -> list[Any]:
         with initialize_config_dir(str(tmp_path), version_base="1.3"):
             return [
                 OmegaConf.to_container(compose("config", overrides))
                 for overrides in (["b=one"], ["a=one"], [])
             ]
 
-    expected = composed()
-    assert [each["c"]["z"] for each in expected] == [1, 4, 4]
+    expected = compose_all()
+    assert [cfg["c"]["z"] for cfg in expected] == [1, 4, 4]
     with avoid_copies_of_defaults():
-        assert composed() == expected
+        assert compose_all() == expected
 
 
-def test_folders_that_one_configuration_adds_are_not_searched_for_another(tmp_path: Path) -> None:
+def test_searchpath_of_one_configuration_does_not_affect_another(tmp_path: Path) -> None:
     (tmp_path / "more" / "e").mkdir(parents=True)
     (tmp_path / "config.yaml").write_text("defaults: [_self_]\n")
     (tmp_path / "more" / "e" / "one.yaml").write_text("key: 1\n")
@@ -183,7 +183,7 @@ def test_folders_that_one_configuration_adds_are_not_searched_for_another(tmp_pa
             assert compose("config", added[1:]).e == "one"
 
 
-def test_an_interpolation_that_was_parsed_is_resolved_each_time() -> None:
+def test_cached_interpolation_is_resolved_each_time() -> None:
     with cache_parsed_interpolations():
         cfg = OmegaConf.create({"a": 1, "b": "${a}", "c": "x${.a}${b}"})
         assert (cfg.b, cfg.c) == (1, "x11")
@@ -218,7 +218,7 @@ def test_libyaml_reads_what_omegaconf_reads(repository: Path) -> None:
     files = sorted((repository / "conf").rglob("*.yaml"))
     assert len(files) > 60
     texts = [SCALARS, *(file.read_text() for file in files)]
-    expected = [repr(yaml.load(text, Loader=plain_yaml())) for text in texts]
+    expected = [repr(yaml.load(text, Loader=original_yaml())) for text in texts]
     with use_libyaml():
         fast = omegaconf._utils.get_yaml_loader()
         assert issubclass(fast, yaml.cyaml.CParser)
@@ -226,7 +226,7 @@ def test_libyaml_reads_what_omegaconf_reads(repository: Path) -> None:
         assert repr(OmegaConf.create(SCALARS)) == repr(OmegaConf.create(yaml.load(SCALARS, fast)))
 
 
-def test_libyaml_reads_any_text_that_was_written() -> None:
+def test_libyaml_reads_back_any_text() -> None:
     texts = [
         *("", " ", "a: b", "# c", "yes", "1e3", "08", "null", "~", "'", '"', "a\nb", "Léon 🎬"),
         *("x" * 200, "word " * 50, "[1", "{", "- a", "\t", "?", "!a", "&a", "*a", "%", "${.0}"),
@@ -244,7 +244,7 @@ def test_libyaml_reads_any_text_that_was_written() -> None:
         ("a: [1\n", r"line 2, column 1"),
         ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
     ],
-    ids=["twice", "open", "object"],
+    ids=["duplicate key", "open bracket", "python object"],
 )
 def test_libyaml_refuses_what_omegaconf_refuses(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
@@ -257,7 +257,7 @@ def test_libyaml_refuses_what_omegaconf_refuses(text: str, message: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("range(0.1,0.4,0.1)", "0.1 0.2 0.3"),
         ("range(0,0.9,0.3)", "0.0 0.3 0.6"),
@@ -267,7 +267,7 @@ def test_libyaml_refuses_what_omegaconf_refuses(text: str, message: str, tmp_pat
         ("range(3)", "0 1 2"),
     ],
 )
-def test_a_range_holds_the_numbers_that_one_would_write(text: str, wanted: str) -> None:
+def test_range_holds_exact_decimals(text: str, expected: str) -> None:
     (override,) = OverridesParser.create().parse_overrides([f"a={text}"])
     with exact_decimal_ranges():
-        assert list(override.sweep_string_iterator()) == wanted.split()
+        assert list(override.sweep_string_iterator()) == expected.split()

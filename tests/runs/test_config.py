@@ -17,7 +17,7 @@ from genre_lightning.comparison.reading import read_run
 from genre_lightning.runs.config import recorded_config
 
 
-def composed(repository: Path, overrides: list[str]) -> DictConfig:
+def compose_config(repository: Path, overrides: list[str]) -> DictConfig:
     with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
         cfg = compose("train", overrides, return_hydra_config=True)
     with open_dict(cfg):
@@ -26,29 +26,29 @@ def composed(repository: Path, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def asked(folder: Path) -> list[str]:
+def recorded_overrides(folder: Path) -> list[str]:
     overrides: list[str] = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
     return overrides
 
 
-def test_what_is_written_is_what_a_comparison_reads(repository: Path, tmp_path: Path) -> None:
+def test_recorded_config_is_read_by_a_comparison(repository: Path, tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / f".config.yaml.{ended.pid}").write_text("half of")
-    cfg = composed(repository, ["optimizer.lr=0.125", "loss=focal"])
+    cfg = compose_config(repository, ["optimizer.lr=0.125", "loss=focal"])
     with recorded_config(cfg, tmp_path):
         pass
     names = {"config.yaml", "hydra.yaml", "overrides.yaml"}
     assert set(os.listdir(tmp_path / ".hydra")) == names
-    assert asked(tmp_path) == ["optimizer.lr=0.125", "loss=focal"]
+    assert recorded_overrides(tmp_path) == ["optimizer.lr=0.125", "loss=focal"]
     run = read_run(tmp_path, "run")
     assert run is not None and run.has_config and run.notes == ()
     assert run.settings["optimizer.lr"] == 0.125 and run.choices["loss"] == "focal"
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_attempt_that_saves_no_checkpoint_leaves_the_configuration_of_the_one_there_is(
+def test_attempt_without_a_new_checkpoint_keeps_the_recorded_configuration(
     error: type[BaseException], repository: Path, tmp_path: Path
 ) -> None:
     last = tmp_path / "checkpoints" / "last.ckpt"
@@ -57,23 +57,23 @@ def test_an_attempt_that_saves_no_checkpoint_leaves_the_configuration_of_the_one
         overrides = [f"optimizer.lr={rate}"]
         with (
             pytest.raises(error, match=rate),
-            recorded_config(composed(repository, overrides), tmp_path),
+            recorded_config(compose_config(repository, overrides), tmp_path),
         ):
-            assert asked(tmp_path) == overrides
+            assert recorded_overrides(tmp_path) == overrides
             if checkpoint is not None:
                 last.parent.mkdir(exist_ok=True)
                 last.write_text(checkpoint)
                 os.utime(last, ns=(int(checkpoint), int(checkpoint)))
             raise error(rate)
 
-    # Of the first attempt it stays in any case: it says what was asked for.
-    for rate, checkpoint, found in (
+    # The first attempt's configuration stays in any case: it says what was requested.
+    for rate, checkpoint, expected in (
         ("0.5", None, "0.5"),
         ("0.25", "1000", "0.25"),
         ("0.75", None, "0.25"),
         ("0.125", "2000", "0.125"),
     ):
         attempt(rate, checkpoint)
-        assert asked(tmp_path) == [f"optimizer.lr={found}"]
+        assert recorded_overrides(tmp_path) == [f"optimizer.lr={expected}"]
         run = read_run(tmp_path, "run")
-        assert run is not None and run.settings["optimizer.lr"] == float(found)
+        assert run is not None and run.settings["optimizer.lr"] == float(expected)

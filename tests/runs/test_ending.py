@@ -1,4 +1,4 @@
-"""The last lines of a run."""
+"""The last lines that a run prints."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ RESULT = {
 }
 
 
-def looks_at(*columns: str) -> Any:
+def config_of(*columns: str) -> Any:
     branches = {name: {"input": {"column": name}} for name in columns}
     return OmegaConf.create({"model": {"branches": branches}})
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Called as genre-train, where nothing is installed beside the interpreter."""
+def as_genre_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs as genre-train, with no commands installed beside the interpreter."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/genre-train"])
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
 
 
-def test_what_comes_next(tmp_path: Path) -> None:
+def test_completed_run_suggests_commands(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "day" / "one"
-    assert completed_message(folder, RESULT, looks_at("title", "poster")).splitlines() == [
+    assert completed_message(folder, RESULT, config_of("title", "poster")).splitlines() == [
         "Run: runs/day/one (3 epochs, 4 s)",
         "Best checkpoint, val/loss 0.2500: runs/day/one/checkpoints/best.ckpt",
         "Next:",
@@ -45,8 +45,8 @@ def test_what_comes_next(tmp_path: Path) -> None:
     ]
 
 
-def test_nothing_is_to_be_predicted_of_a_model_of_vectors_alone(tmp_path: Path) -> None:
-    lines = completed_message(tmp_path / "one", {**RESULT, "epochs": 1}, looks_at()).splitlines()
+def test_no_prediction_is_suggested_for_a_model_of_vectors_alone(tmp_path: Path) -> None:
+    lines = completed_message(tmp_path / "one", {**RESULT, "epochs": 1}, config_of()).splitlines()
     assert lines[0] == "Run: one (1 epoch, 4 s)"
     assert [line.split()[0] for line in lines[3:]] == ["genre-evaluate", "genre-compare"]
 
@@ -58,8 +58,8 @@ def test_nothing_is_to_be_predicted_of_a_model_of_vectors_alone(tmp_path: Path) 
         (("plot", "synopsis"), "--column plot=TEXT"),
     ],
 )
-def test_of_a_column_that_the_model_looks_at(columns: tuple[str, ...], options: str) -> None:
-    lines = completed_message(Path("/elsewhere/one"), RESULT, looks_at(*columns)).splitlines()
+def test_prediction_is_of_a_column_of_the_model(columns: tuple[str, ...], options: str) -> None:
+    lines = completed_message(Path("/elsewhere/one"), RESULT, config_of(*columns)).splitlines()
     assert lines[4] == f"  genre-predict /elsewhere/one/checkpoints/best.ckpt {options}"
     assert lines[5] == "  genre-compare /elsewhere"
 
@@ -71,7 +71,7 @@ def test_how_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "checkpoints" / "last.ckpt").write_text("")
     _, command = interrupted_message(folder).splitlines()
     assert command == "  genre-train \"ckpt_path='a=1,b'\""
-    # As train.py was called, by an interpreter that is not the shell's.
+    # For train.py, run by an interpreter that is not on the PATH.
     monkeypatch.setattr(sys, "argv", ["clone/train.py"])
     _, command = interrupted_message(folder).splitlines()
     assert command == "  ./python clone/train.py \"ckpt_path='a=1,b'\""

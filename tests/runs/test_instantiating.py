@@ -1,4 +1,4 @@
-"""Classes that a configuration names."""
+"""Making the objects of the classes that a configuration names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from genre_lightning.errors import SettingError
 from genre_lightning.runs.instantiating import make_parts
 
 
-def test_parts_are_made_in_order_and_null_is_none(tmp_path: Any) -> None:
+def test_parts_are_made_in_order_and_null_is_left_out(tmp_path: Any) -> None:
     timer = {"_target_": "pytorch_lightning.callbacks.Timer", "duration": "00:00:01:00"}
     choices = OmegaConf.create({"first": timer, "left_out": None, "second": timer})
-    made = make_parts("callbacks", choices, Callback)
-    assert [type(part) for part in made] == [Timer, Timer]
+    parts = make_parts("callbacks", choices, Callback)
+    assert [type(part) for part in parts] == [Timer, Timer]
     files = {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": str(tmp_path)}
     (logger,) = make_parts("logger", {"files": files}, Logger)  # type: ignore[type-abstract]
     assert isinstance(logger, CSVLogger)
@@ -38,9 +38,7 @@ def test_parts_are_made_in_order_and_null_is_none(tmp_path: Any) -> None:
     ],
     ids=["module", "class", "argument", "another kind", "a logger"],
 )
-def test_a_class_that_can_t_be_used_is_told_by_its_key(
-    choice: dict[str, Any], message: str
-) -> None:
+def test_error_names_the_key_of_an_unusable_class(choice: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message) as caught:
         make_parts("callbacks", OmegaConf.create({"own": choice}), Callback)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Names of a sweep's folders."""
+"""Names of the folders of sweeps and their jobs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NO_PARAMS: dict[str, Any] = {"params": None}
         ("", "defaults"),
     ],
 )
-def test_an_easy_name_stays(text: str, name: str) -> None:
+def test_simple_text_is_its_own_name(text: str, name: str) -> None:
     assert folder_name(text) == name
 
 
@@ -50,9 +50,9 @@ def test_different_texts_have_different_names(texts: list[str]) -> None:
         ["logger=csv", "optimizer.lr=1,2", "sweep.fail_fast=true", "model.dropout=0.1,0.2"],
         ["optimizer.lr=1,2", "model.dropout=0.1,0.2", "data.cache_dir=/elsewhere", "ckpt_path=x"],
     ],
-    ids=["values", "kinds of values", "logger and order", "places"],
+    ids=["values", "kinds of values", "logger and order", "paths"],
 )
-def test_a_sweep_is_found_again(other: list[str]) -> None:
+def test_same_sweep_gets_the_same_name(other: list[str]) -> None:
     first = sweep_name(None, ["optimizer.lr=1,2", "model.dropout=0.1,0.2"], NO_PARAMS)
     assert first == "model.dropout,optimizer.lr"
     assert sweep_name(None, other, NO_PARAMS) == first
@@ -75,14 +75,14 @@ def test_a_sweep_is_found_again(other: list[str]) -> None:
         (["sweep=lr_dropout", "seed=1,2", "data=ml1m"], "lr_dropout,data=ml1m,seed"),
     ],
 )
-def test_other_settings_are_another_sweep(overrides: list[str], name: str) -> None:
+def test_name_of_a_sweep(overrides: list[str], name: str) -> None:
     params = {"optimizer.lr": "1,2", "model.dropout": "0.1,0.2"}
     sweeper = {"params": params} if "sweep=lr_dropout" in overrides else NO_PARAMS
     actual = sweep_name(None, overrides, sweeper)
     assert actual == name or ("~" in name and actual.startswith(name.partition("~")[0]))
 
 
-def test_of_a_path_its_end_is_in_a_name() -> None:
+def test_name_has_the_end_of_a_path() -> None:
     one = sweep_name(None, ["data.path=a/b.csv", "seed=1,2"], NO_PARAMS)
     two = sweep_name(None, ["data.path=c/b.csv", "seed=1,2"], NO_PARAMS)
     three = sweep_name(None, ["data.path=b.csv", "seed=1,2"], NO_PARAMS)
@@ -90,7 +90,7 @@ def test_of_a_path_its_end_is_in_a_name() -> None:
     assert one != two and three == "data.path=b.csv,seed"
 
 
-def test_a_name_of_ones_own() -> None:
+def test_given_name_is_used() -> None:
     assert sweep_name("mine", ["seed=1,2"], NO_PARAMS) == "mine"
 
 
@@ -106,7 +106,7 @@ def test_a_name_of_ones_own() -> None:
         (["data=ml1m", "data.root=c", "seed=3"], "data.root=c"),
     ],
 )
-def test_a_job_is_named_by_what_differs_from_the_first_command(
+def test_job_is_named_by_its_differences_from_the_first_command(
     overrides: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -116,7 +116,7 @@ def test_a_job_is_named_by_what_differs_from_the_first_command(
     assert actual == name or (name.endswith("~") and actual.startswith(name))
 
 
-def test_a_file_is_the_same_however_it_is_told(
+def test_spelling_of_a_path_does_not_change_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in ("here/sweep", "there"):
@@ -143,7 +143,7 @@ def test_a_file_is_the_same_however_it_is_told(
     assert names("a.csv", "sweep") == expected
 
 
-def test_what_a_run_was_resumed_with() -> None:
+def test_changed_settings_of_a_resumed_run() -> None:
     job = ["optimizer.lr=1e-3", "data.path=movies.csv", "sweep.name=s"]
     assert changed_settings(job, job) == ""
     resumed = ["optimizer.lr=0.001", "data.path=/there/movies.csv", "ckpt_path=runs/s/x"]

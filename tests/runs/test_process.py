@@ -1,4 +1,4 @@
-"""Processes that end with another one, and signals of a terminal."""
+"""Processes that end when another one ends, and signals of a terminal."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
-@pytest.mark.skipif(os.name != "posix", reason="the system tells on Linux and macOS")
+@pytest.mark.skipif(os.name != "posix", reason="only Linux and macOS report the end")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_a_process_ends_with_another_one(number: int, start: Any) -> None:
-    # No child of it, and it stays a zombie: nobody has asked yet how it ended.
+def test_process_ends_when_another_one_ends(number: int, start: Any) -> None:
+    # Not a parent or child of the follower, and a zombie once it ends: nobody has waited for it.
     other = start("import time; print('here', flush=True); time.sleep(600)")
     assert other.stdout.readline() == "here\n"
     follower = start(FOLLOWER, other.pid, 600)
@@ -61,19 +61,19 @@ def test_a_process_ends_with_another_one(number: int, start: Any) -> None:
     assert other.wait(30) == -number
 
 
-def test_one_that_is_no_more_ends_it_now(start: Any) -> None:
+def test_process_ends_at_once_if_the_other_has_ended(start: Any) -> None:
     other = start("")
     other.wait()
     assert start(FOLLOWER, other.pid, 600).wait(30) == 1
 
 
-def test_one_that_ends_by_itself_waits_for_nobody(start: Any) -> None:
+def test_process_that_is_done_does_not_wait_for_the_other(start: Any) -> None:
     follower = start(FOLLOWER, os.getpid(), 0)
     assert follower.wait(30) == 0
-    exit_when_process_ends(os.getpid())  # or these tests would end here
+    exit_when_process_ends(os.getpid())  # must return, or this process would end here
 
 
-def test_nohup_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nohup_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -84,21 +84,21 @@ def test_nohup_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_terminal_that_is_closed_signals_more_than_once() -> None:
+def test_only_the_first_sighup_is_handled() -> None:
     before = signal.getsignal(signal.SIGHUP)
-    answered = []
+    handled = []
     try:
-        handlers = catch_signals([signal.SIGHUP], lambda number, frame: answered.append(number))
+        handlers = catch_signals([signal.SIGHUP], lambda number, frame: handled.append(number))
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGHUP)
         release_signals(handlers)
         os.kill(os.getpid(), signal.SIGHUP)
-        assert answered == [signal.SIGHUP]
+        assert handled == [signal.SIGHUP]
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_hanging_up_ends_the_block() -> None:
+def test_sighup_ends_the_block() -> None:
     before = signal.getsignal(signal.SIGHUP)
     try:
         with pytest.raises(SystemExit) as caught, raise_on_signals():

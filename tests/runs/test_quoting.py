@@ -14,24 +14,24 @@ from omegaconf import OmegaConf
 
 from genre_lightning.runs.quoting import format_override, quote_paths, shell_command
 
-#: What means something to a shell, to Hydra or to OmegaConf, between plain letters.
+#: Characters that are special to a shell, Hydra or OmegaConf, among plain letters.
 TEXTS = st.text("ab01 =,'\"\\$!`(){}[]:/.~;|*?#é-", min_size=1, max_size=12)
 
 
 def read(argument: str) -> object:
-    """Value in a run's configuration, given this override."""
+    """The value that this override gives in a run's configuration."""
     value = OverridesParser.create().parse_override(argument).value()
     return OmegaConf.create({"key": value}).key
 
 
 @given(TEXTS)
-def test_hydra_reads_an_override_as_the_text_it_was_made_of(text: str) -> None:
-    assume(text != "???")  # of which OmegaConf makes "missing", quoted or not
+def test_hydra_reads_back_the_text_of_an_override(text: str) -> None:
+    assume(text != "???")  # "missing" to OmegaConf, quoted or not
     assert read(format_override("ckpt_path", text)) == text
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=4))
-def test_a_shell_reads_a_command_as_the_words_it_was_made_of(words: list[str]) -> None:
+def test_shell_reads_back_the_words_of_a_command(words: list[str]) -> None:
     assert shlex.split(shell_command(*words)) == words
 
 
@@ -50,12 +50,12 @@ def test_a_real_shell_and_hydra_together() -> None:
         ("my runs/first", "'ckpt_path=my runs/first'"),
     ],
 )
-def test_quotes_are_only_where_they_have_to_be(path: str, printed: str) -> None:
+def test_only_what_needs_quotes_is_quoted(path: str, printed: str) -> None:
     assert shell_command(format_override("ckpt_path", Path(path))) == printed
 
 
 @pytest.mark.parametrize("value", ["a=0.3,b=1", "a,b", "a b", "[a,b]", "5", "true", "~é", "a'b"])
-def test_a_path_that_is_there_is_taken_without_quotes(
+def test_existing_path_needs_no_quotes(
     value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -82,12 +82,12 @@ def test_a_path_that_is_there_is_taken_without_quotes(
         "-m",
     ],
 )
-def test_all_else_stays_as_it_is(argument: str) -> None:
+def test_other_arguments_are_unchanged(argument: str) -> None:
     assert quote_paths([argument]) == [argument]
 
 
 @pytest.mark.parametrize("value", ["none/a=0.3,b=1", "none a", "none/a,b"])
-def test_a_path_that_is_not_there_yet_is_taken_too(value: str) -> None:
+def test_missing_path_needs_no_quotes(value: str) -> None:
     for key in ("ckpt_path", "hydra.run.dir"):
         (argument,) = quote_paths([f"{key}={value}"])
         assert read(argument) == value

@@ -1,4 +1,4 @@
-"""result.json: the outcome of every kind of end, and the lock of the run folder."""
+"""result.json after every kind of end, and the lock of the run folder."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ KEYS = {
 }  # fmt: skip
 
 
-def recorded(folder: Path) -> Any:
+def read_json(folder: Path) -> Any:
     return json.loads((folder / "result.json").read_text("utf-8"))
 
 
-def test_a_completed_run(tmp_path: Path) -> None:
+def test_completed_run(tmp_path: Path) -> None:
     with recorded_run(tmp_path, "val/loss", 3, ["seed=3"]) as result:
         result["val"] = {"loss": 0.5}
-    actual = recorded(tmp_path)
+    actual = read_json(tmp_path)
     assert set(actual) == KEYS
     assert actual["status"] == "completed" and actual["monitor"] == "val/loss"
     assert (
@@ -48,29 +48,29 @@ def test_a_completed_run(tmp_path: Path) -> None:
     ],
     ids=lambda value: repr(value),
 )
-def test_other_ends(error: BaseException, status: str, tmp_path: Path) -> None:
+def test_interrupted_and_failed_runs(error: BaseException, status: str, tmp_path: Path) -> None:
     with pytest.raises(type(error)), recorded_run(tmp_path, "m", 0, []) as result:
         result["epochs"] = 2
         raise error
-    actual = recorded(tmp_path)
+    actual = read_json(tmp_path)
     assert actual["status"] == status and actual["epochs"] == 2
     if status == "failed":
         assert actual["error"] == f"{type(error).__name__}: {error}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-def test_a_signal_is_an_interruption(number: int, tmp_path: Path, monkeypatch: Any) -> None:
+def test_signal_interrupts_the_run(number: int, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as caught, recorded_run(tmp_path, "m", 0, []):
         os.kill(os.getpid(), number)
         signal.pause()
     assert caught.value.code == 128 + number
-    assert recorded(tmp_path)["status"] == "interrupted"
+    assert read_json(tmp_path)["status"] == "interrupted"
     assert signal.getsignal(number) is before
 
 
-def test_slurm_keeps_its_own_way_with_sigterm(tmp_path: Path, monkeypatch: Any) -> None:
+def test_sigterm_handler_is_unchanged_under_slurm(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     before = signal.getsignal(signal.SIGTERM)
     with recorded_run(tmp_path, "m", 0, []):
@@ -78,51 +78,51 @@ def test_slurm_keeps_its_own_way_with_sigterm(tmp_path: Path, monkeypatch: Any) 
 
 
 @pytest.mark.parametrize("variable", ["LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"])
-def test_one_process_of_many_writes(variable: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_only_the_first_process_writes(variable: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv(variable, "1")
     with recorded_run(tmp_path, "m", 0, []):
         assert not is_running(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_while_it_runs(tmp_path: Path) -> None:
+def test_folder_is_locked_while_a_run_uses_it(tmp_path: Path) -> None:
     assert not is_running(tmp_path) and read_result(tmp_path) is None
     with recorded_run(tmp_path, "m", 0, []):
         assert is_running(tmp_path)
-        assert recorded(tmp_path)["status"] == "interrupted"  # true, were it killed now
+        assert read_json(tmp_path)["status"] == "interrupted"  # correct if the run were killed now
         with (
             pytest.raises(UserError, match=f"another process is running in {tmp_path}"),
             recorded_run(tmp_path, "m", 1, []),
         ):
             pytest.fail("two runs in one folder")
-    assert not is_running(tmp_path) and recorded(tmp_path)["status"] == "completed"
+    assert not is_running(tmp_path) and read_json(tmp_path)["status"] == "completed"
 
 
 def test_attempts_add_up(tmp_path: Path) -> None:
     with pytest.raises(ValueError), recorded_run(tmp_path, "m", 0, []) as result:
         result["wandb_run_id"] = "abc"
         raise ValueError
-    write_result(tmp_path, {**recorded(tmp_path), "seconds": 100.0})
+    write_result(tmp_path, {**read_json(tmp_path), "seconds": 100.0})
     with recorded_run(tmp_path, "m", 0, []) as result:
         assert result["wandb_run_id"] == "abc"
-    actual = recorded(tmp_path)
+    actual = read_json(tmp_path)
     assert actual["attempts"] == 2 and 100 <= actual["seconds"] < 200
     assert actual["status"] == "completed" and "error" not in actual
 
 
-@pytest.mark.parametrize("begun", [True, False])
-def test_a_completed_run_stays_so_until_it_resumes(begun: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trained", [True, False])
+def test_completed_run_keeps_its_result_until_it_resumes(trained: bool, tmp_path: Path) -> None:
     with recorded_run(tmp_path, "m", 0, []) as result:
         result["test"] = {"loss": 0.5}
-    before = recorded(tmp_path)
+    before = read_json(tmp_path)
     with pytest.raises(UserError), recorded_run(tmp_path, "m", 0, []) as result:
-        assert recorded(tmp_path) == before
-        if begun:
+        assert read_json(tmp_path) == before
+        if trained:
             write_result(tmp_path, result)
-            assert recorded(tmp_path)["status"] == "interrupted"
+            assert read_json(tmp_path)["status"] == "interrupted"
         raise UserError("why")
-    actual = recorded(tmp_path)
-    if begun:
+    actual = read_json(tmp_path)
+    if trained:
         assert actual["status"] == "failed" and actual["attempts"] == 2 and actual["test"] == {}
     else:
         assert actual == before
@@ -134,21 +134,21 @@ def test_a_completed_run_stays_so_until_it_resumes(begun: bool, tmp_path: Path) 
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("ended", [KeyboardInterrupt(), OSError("no space")], ids=repr)
-@pytest.mark.parametrize("begun", [True, False], ids=["begun", "at once"])
-def test_a_refused_attempt_to_resume_leaves_the_story_of_those_before(
-    error: Exception, ended: BaseException, begun: bool, tmp_path: Path
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "not trained"])
+def test_only_an_attempt_refused_before_training_keeps_the_earlier_result(
+    error: Exception, ended: BaseException, trained: bool, tmp_path: Path
 ) -> None:
     with pytest.raises(type(ended)), recorded_run(tmp_path, "m", 0, []) as result:
         result["epochs"] = 3
         raise ended
-    before = recorded(tmp_path)
+    before = read_json(tmp_path)
     with pytest.raises(type(error)), recorded_run(tmp_path, "m", 1, ["seed=1"]) as result:
-        assert recorded(tmp_path)["status"] == "interrupted"
-        if begun:
+        assert read_json(tmp_path)["status"] == "interrupted"
+        if trained:
             write_result(tmp_path, {**result, "epochs": 4})
         raise error
-    actual = recorded(tmp_path)
-    if type(error) is UserError and not begun:
+    actual = read_json(tmp_path)
+    if type(error) is UserError and not trained:
         assert actual == before
     else:
         assert (actual["status"], actual["attempts"], actual["seed"]) == ("failed", 2, 1)
@@ -156,17 +156,17 @@ def test_a_refused_attempt_to_resume_leaves_the_story_of_those_before(
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"status": "odd"}', "\xff"], ids=repr)
-def test_what_is_no_result(text: str, tmp_path: Path) -> None:
+def test_invalid_result_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(text, "latin-1")
     with pytest.raises(UserError, match=str(tmp_path / "result.json")):
         read_result(tmp_path)
 
 
-def test_it_is_json_and_whole(tmp_path: Path) -> None:
+def test_result_is_valid_json_and_written_whole(tmp_path: Path) -> None:
     write_result(tmp_path, {"old": 1})
     write_result(tmp_path, {"val": {"a": math.nan, "b": [math.inf, 1.0]}, "title": "Zoë"})
-    assert recorded(tmp_path) == {"val": {"a": None, "b": [None, 1.0]}, "title": "Zoë"}
+    assert read_json(tmp_path) == {"val": {"a": None, "b": [None, 1.0]}, "title": "Zoë"}
     with pytest.raises(TypeError):
         write_result(tmp_path, {"not json": object()})
-    assert recorded(tmp_path)["title"] == "Zoë"
+    assert read_json(tmp_path)["title"] == "Zoë"
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]

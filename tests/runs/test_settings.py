@@ -1,4 +1,4 @@
-"""Which settings change no result, and which a resume may change."""
+"""Settings that do not affect results, and settings that may change on resume."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from genre_lightning.runs.settings import (
         ("ckpt_path", True, True),
     ],
 )
-def test_what_a_setting_changes(name: str, no_result: bool, on_resume: bool) -> None:
+def test_effect_of_a_setting(name: str, no_result: bool, on_resume: bool) -> None:
     assert changes_no_result(name) is no_result
     assert may_change_on_resume(name) is on_resume
 
 
-def test_each_setting_stands_once() -> None:
+def test_settings_are_listed_once() -> None:
     names = [*NO_RESULT, *RESUMABLE]
     assert len(set(names)) == len(names)
     assert [name for name in RESUMABLE if changes_no_result(name)] == []

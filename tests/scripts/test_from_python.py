@@ -1,4 +1,4 @@
-"""genre_lightning.train: a training, called from Python."""
+"""genre_lightning.train: training from Python."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Overrides = Callable[..., list[str]]
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_it_trains_as_often_as_it_is_called(tiny_overrides: Overrides, tmp_path: Path) -> None:
+def test_train_can_be_called_repeatedly(tiny_overrides: Overrides, tmp_path: Path) -> None:
     handlers = logging.getLogger().handlers[:]
     first = genre_lightning.train(tiny_overrides(model="title"))
     second = genre_lightning.train(tiny_overrides("hydra.run.dir=named", model="title"))
@@ -39,7 +39,7 @@ def test_it_trains_as_often_as_it_is_called(tiny_overrides: Overrides, tmp_path:
         assert f"<td>{second.result[split]['map_macro']:.3f}</td>" in shown
     (prediction,) = second.predictor("cpu").predict(["Lost Kiss (1968)"])
     assert len(prediction.scores) == 8
-    # Resumed by its folder, it has its own settings, which are changed within what may change.
+    # A run that is resumed by its folder keeps its settings, and only some of them may change.
     resumed = genre_lightning.train(["ckpt_path=named", "trainer.max_epochs=3"])
     assert resumed.folder == second.folder and resumed.result["epochs"] == 3
     assert resumed.result["num_parameters"] == second.result["num_parameters"]
@@ -50,7 +50,7 @@ def test_it_trains_as_often_as_it_is_called(tiny_overrides: Overrides, tmp_path:
     assert not GlobalHydra.instance().is_initialized()
 
 
-def test_options_of_ones_own_are_found(
+def test_options_in_a_folder_of_the_user_are_found(
     tiny_overrides: Overrides, repository: Path, tmp_path: Path
 ) -> None:
     own = tmp_path / "it's [mine], all" / "model" / "branch"
@@ -79,7 +79,7 @@ def test_options_of_ones_own_are_found(
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_what_cannot_be_trained_is_an_error(
+def test_invalid_overrides_are_refused(
     overrides: list[str], message: str, tiny_overrides: Overrides
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -87,24 +87,24 @@ def test_what_cannot_be_trained_is_an_error(
     assert not GlobalHydra.instance().is_initialized()
 
 
-def test_a_list_of_no_branches_is_an_error() -> None:
+def test_empty_list_of_branches_is_refused() -> None:
     with pytest.raises(UserError, match=r"model/branch lists no branch; list one"):
         genre_lightning.train(["model/branch=[]", "data.num_movies=100"])
 
 
 @pytest.mark.parametrize("overrides", ["model=title", {"model": "title"}, [5], None], ids=repr)
-def test_overrides_are_a_list(overrides: Any) -> None:
+def test_overrides_must_be_a_list(overrides: Any) -> None:
     with pytest.raises(TypeError, match=r'overrides must be a list of "key=value", not '):
         genre_lightning.train(overrides)
 
 
 @pytest.mark.parametrize("option", ["-m", "--multirun", "--config-dir", "--help"])
-def test_an_option_of_a_command_is_no_override(option: str) -> None:
+def test_command_line_options_are_refused(option: str) -> None:
     with pytest.raises(UserError, match=rf"^{option} is an option .* config_dir= .*genre-train -m"):
         genre_lightning.train([option, "seed=1,2"])
 
 
-def test_a_folder_of_options_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_missing_config_dir_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for name in ("none", "file"):
         with pytest.raises(UserError, match=f"config_dir={name}: there is no such folder"):
@@ -112,6 +112,6 @@ def test_a_folder_of_options_that_is_not_there_is_an_error(tmp_path: Path) -> No
     assert not (tmp_path / "runs").exists()
 
 
-def test_one_run_is_not_trained_over_another(trained_run: Path) -> None:
+def test_existing_run_is_not_overwritten(trained_run: Path) -> None:
     with pytest.raises(UserError, match="holds a run already"):
         genre_lightning.train([f"hydra.run.dir={trained_run}"])
