@@ -211,7 +211,7 @@ def test_unreadable_posters_are_tried_again(tmp_path, decodes):
     for _ in range(2):
         cache = open_cache(posters, tmp_path / "cache")
         assert cache.row_index.tolist() == [0, -1, 1]
-    assert len(decodes) == 2  # the others are not decoded again
+    assert len(decodes) == 2  # the readable posters are not decoded again
     (tmp_path / "away").rename(tmp_path / "1.png")
     assert open_cache(posters, tmp_path / "cache").row_index.tolist() == [0, 1, 2]
 

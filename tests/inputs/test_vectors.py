@@ -46,7 +46,7 @@ def test_npz(id_type: str, dtype: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(x, X)
 
 
-def test_npz_of_whole_numbers(tmp_path: Path) -> None:
+def test_npz_of_integers(tmp_path: Path) -> None:
     path = save(tmp_path / "v.npz", ids=np.array([7, 30]), x=np.array([[1, 2], [3, 4]], np.uint8))
     ids, x = read_vectors(path)
     assert ids == ["7", "30"]
@@ -149,7 +149,7 @@ def test_missing_and_special_files_are_refused(tmp_path: Path) -> None:
             read_vectors(path)
 
 
-# The input.
+# VectorsInput.
 
 
 def open_ids(

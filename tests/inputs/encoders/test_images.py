@@ -35,7 +35,7 @@ def test_lite_matches_the_network_of_its_package(name: str):
         torch.testing.assert_close(
             encoder.module.forward_features(x),  # type: ignore[operator]
             expected,
-            # Wrong padding differs by more than 0.1; rounding depends on what ran before.
+            # Wrong padding changes outputs by more than 0.1; rounding depends on what ran before.
             atol=1e-4,
             rtol=0,
         )
@@ -137,7 +137,7 @@ def test_normalise_refuses_invalid_pixels(pixels: Tensor):
 
 
 @pytest.mark.parametrize("name", ["lite0", "clip"])
-def test_a_poster_s_vector_does_not_depend_on_its_batch(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_posters_vector_does_not_depend_on_its_batch(name: str, monkeypatch: pytest.MonkeyPatch):
     encoder = image_encoder(name)
     pixels = posters(encoder, 5)
     alone = torch.cat([encoder.embed(pixels[i : i + 1]) for i in range(5)])
@@ -147,7 +147,7 @@ def test_a_poster_s_vector_does_not_depend_on_its_batch(name: str, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_head_of_feature_map_is_embed(name: str):
+def test_head_of_feature_map_equals_embed(name: str):
     encoder = image_encoder(name)
     pixels = posters(encoder, 2)
     features = encoder.feature_map(pixels)
