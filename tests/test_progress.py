@@ -14,7 +14,7 @@ from genre_lightning.inputs.input import Store
 from genre_lightning.inputs.poster_cache import open_poster_cache
 from genre_lightning.predicting.tables import predicting_progress
 from genre_lightning.progress import ProgressLines
-from tests.inputs.fake_encoder import WIDTH, Counted
+from tests.inputs.fake_encoder import WIDTH, FakeItems
 from tests.pictures import locate
 
 
@@ -81,7 +81,7 @@ def test_caches_tell_how_far_they_are_where_there_is_no_terminal(
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
     posters = [locate(tmp_path / f"{number}.png") for number in range(3)]
     open_poster_cache(posters, size=(8, 8), store=store)
-    open_embeddings(Counted([b"a", b"b"]).source(), "key", (1, WIDTH), "embedding title", store)
+    open_embeddings(FakeItems([b"a", b"b"]).source(), "key", (1, WIDTH), "embedding title", store)
     output = capsys.readouterr().err.splitlines()
     if not shown:
         assert output == []

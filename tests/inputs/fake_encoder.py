@@ -1,4 +1,4 @@
-"""A fake encoder with short vectors, which records what it embeds."""
+"""Fake encoders of short vectors, which record what they embed."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ WIDTH = 5
 
 
 def vector(content: bytes, views: int = 1) -> np.ndarray:
-    """(V, D) float16 that depend on the content alone."""
+    """Return random (views, D) float16 vectors that depend on the content alone."""
     seed = int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
-    drawn = np.random.default_rng(seed).normal(size=(views, WIDTH))
-    return drawn.astype(np.float16)
+    vectors = np.random.default_rng(seed).normal(size=(views, WIDTH))
+    return vectors.astype(np.float16)
 
 
-def plain_loop(contents: Sequence[bytes], views: int = 1) -> np.ndarray:
-    """The expected content of a cache of these items, (N, V, D)."""
+def expected_vectors(contents: Sequence[bytes], views: int = 1) -> np.ndarray:
+    """Return the (N, views, D) vectors that a cache of these contents should hold."""
     rows = [vector(content, views) for content in contents]
     return np.stack(rows) if rows else np.zeros((0, views, WIDTH), dtype=np.float16)
 
 
-class Counted:
-    """A source of byte strings that records which of them were embedded.
+class FakeItems:
+    """Byte strings with fake vectors; records which of them were embedded.
 
     Attributes:
-        embedded: contents, in the order in which they were embedded.
-        before: called before a few items are embedded.
-        unreadable: contents that can't be read, with whether they may recover.
+        embedded: the embedded contents, in order.
+        before_embed: called before each chunk of items is embedded.
+        unreadable: maps contents that can't be read to whether they may recover.
         unhashed: contents that can't be read for hashing but can be read for embedding.
     """
 
@@ -43,7 +43,7 @@ class Counted:
         self.contents = list(contents)
         self.views = views
         self.embedded: list[bytes] = []
-        self.before: Callable[[], None] = lambda: None
+        self.before_embed: Callable[[], None] = lambda: None
         self.unreadable: dict[bytes, bool] = {}
         self.unhashed: set[bytes] = set()
 
@@ -54,7 +54,7 @@ class Counted:
         ]
 
     def embed(self, items: Sequence[int], report_progress: Callable[[float], object]) -> Embeddings:
-        self.before()
+        self.before_embed()
         contents = [self.contents[index] for index in items]
         self.embedded += contents
         masked = [
@@ -64,7 +64,7 @@ class Counted:
         ]
         report_progress(0.5)
         readable = [content for content in contents if content not in self.unreadable]
-        return Embeddings(plain_loop(readable, self.views), masked)
+        return Embeddings(expected_vectors(readable, self.views), masked)
 
     def recovered_reason(self, index: int) -> str | None:
         content = self.contents[index]
@@ -76,7 +76,7 @@ class Counted:
         )
 
 
-class FakeText:
+class FakeTextEncoder:
     """Stands in for a text encoder."""
 
     def __init__(self) -> None:
@@ -92,4 +92,4 @@ class FakeText:
         report_progress: Callable[[float], object] | None = None,
     ) -> Tensor:
         self.calls += texts
-        return torch.from_numpy(plain_loop([t.encode() for t in texts])[:, 0]).float()
+        return torch.from_numpy(expected_vectors([t.encode() for t in texts])[:, 0]).float()

@@ -29,14 +29,14 @@ def noise(num: int = 8, height: int = 24, width: int = 16) -> Tensor:
     return pixels.permute(0, 3, 1, 2)
 
 
-def colours(normalised: Tensor) -> Tensor:
-    """Back to 0..1."""
+def denormalise(normalised: Tensor) -> Tensor:
+    """Undo the normalisation, back to 0..1."""
     return normalised * STD + MEAN
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 @pytest.mark.parametrize("num", [0, 1, 5])
-def test_normalising_is_mean_and_deviation(layout, num):
+def test_normalisation_uses_mean_and_std(layout, num):
     posters = noise(num).contiguous(memory_format=layout)
     result = normalise_posters(posters)
     expected = (posters.numpy() / 255 - np.array(POSTER_MEAN).reshape(3, 1, 1)) / np.array(
@@ -50,20 +50,20 @@ def test_normalising_is_mean_and_deviation(layout, num):
 @pytest.mark.parametrize("pool", [2, 3, 4, 7, 12])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 def test_pooling_is_the_mean_of_squares(layout, pool):
-    # The sum of 12 x 12 white pixels overflows 16 bits.
+    # The sum of 12 x 12 white pixels overflows int16.
     posters = noise(3, 25, 38).clamp(min=200).contiguous(memory_format=layout)
     result = normalise_posters(posters, pool)
-    high, crop_width = 25 // pool, 38 // pool
-    squares = posters[:, :, : high * pool, : crop_width * pool].numpy().astype(float)
-    means = squares.reshape(3, 3, high, pool, crop_width, pool).mean((3, 5))
-    assert result.dtype == torch.float32 and result.shape == (3, 3, high, crop_width)
-    np.testing.assert_allclose(colours(result).numpy() * 255, means, atol=1e-3)
-    assert normalise_posters(posters[:0], pool).shape == (0, 3, high, crop_width)
+    height, width = 25 // pool, 38 // pool
+    squares = posters[:, :, : height * pool, : width * pool].numpy().astype(float)
+    means = squares.reshape(3, 3, height, pool, width, pool).mean((3, 5))
+    assert result.dtype == torch.float32 and result.shape == (3, 3, height, width)
+    np.testing.assert_allclose(denormalise(result).numpy() * 255, means, atol=1e-3)
+    assert normalise_posters(posters[:0], pool).shape == (0, 3, height, width)
     assert normalise_posters(posters[:0, :, :1, :1], pool).shape == (0, 3, 0, 0)
 
 
 @pytest.mark.parametrize("pool", [1, 2])
-def test_switched_off_it_only_normalises(pool):
+def test_augmentation_switched_off_only_normalises(pool):
     result = PosterAugment(**OFF)(noise(), seeded(), pool)
     torch.testing.assert_close(result, normalise_posters(noise(), pool), atol=1e-5, rtol=1e-5)
 
@@ -80,7 +80,7 @@ def test_result_is_float32_and_channels_last(layout, height_width, num):
     assert torch.equal(posters, before)
 
 
-def test_equal_seeds_give_equal_results_and_leave_the_global_generator():
+def test_equal_seeds_give_equal_results_without_the_global_generator():
     augment = PosterAugment()
     state = torch.random.get_rng_state()
     first = augment(noise(), seeded(3))
@@ -123,7 +123,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize("height_width", [(32, 32), (24, 16), (5, 7)], ids=str)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_each_poster_is_changed_as_drawn(setting, height_width, pool, monkeypatch):
+def test_each_poster_is_augmented_as_drawn(setting, height_width, pool, monkeypatch):
     monkeypatch.setattr(augment_module, "_CHUNK_PIXELS", 2000)  # a few posters at a time
     posters = noise(20, *height_width)
     augment = PosterAugment(**SETTINGS[setting])
@@ -163,8 +163,8 @@ def test_flip_mirrors_left_to_right():
     assert 0.2 < sometimes.mirrored.float().mean() < 0.3
 
 
-def stretched(part: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear enlargement of (h, w, 3), pixel by pixel."""
+def resize_bilinearly(part: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (h, w, 3) bilinearly, pixel by pixel."""
     result = np.zeros((height, width, 3))
     for i in range(height):
         for j in range(width):
@@ -181,13 +181,13 @@ def stretched(part: np.ndarray, height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("crop", "shape", "shrink"),
     [(0.2, (4, 13, 11), 1), (0.4, (6, 24, 36), 2)],
-    ids=["over the whole", "to half the size"],
+    ids=["full size", "half size"],
 )
-def test_a_crop_is_stretched(crop: float, shape: tuple[int, int, int], shrink: int):
+def test_crop_is_resized_bilinearly(crop: float, shape: tuple[int, int, int], shrink: int):
     augment = PosterAugment(**{**OFF, "crop": crop, "aspect": 1.5})
     posters = noise(*shape)
     boxes = augment.draw(posters, seeded()).crop
-    result = colours(augment(posters, seeded(), shrink)) * 255
+    result = denormalise(augment(posters, seeded(), shrink)) * 255
     count, height, width = shape[0], shape[1] // shrink, shape[2] // shrink
     assert boxes is not None and result.shape == (count, 3, height, width)
     for poster, (top, left, crop_height, crop_width), actual in zip(
@@ -195,25 +195,25 @@ def test_a_crop_is_stretched(crop: float, shape: tuple[int, int, int], shrink: i
     ):
         pixels = poster.permute(1, 2, 0).numpy().astype(float)
         part = pixels[top : top + crop_height, left : left + crop_width]
-        expected = stretched(part, height, width).transpose(2, 0, 1)
+        expected = resize_bilinearly(part, height, width).transpose(2, 0, 1)
         np.testing.assert_allclose(actual.numpy(), expected, atol=0.02)
 
 
-def test_the_whole_poster_as_a_crop_is_the_mean_of_squares():
+def test_crop_of_the_whole_poster_equals_pooling():
     posters = noise(5, 32, 24)
     whole = torch.tensor([[0, 0, 32, 24]]).expand(5, -1)
     augment = PosterAugment(**OFF)
-    off = augment.draw(posters, seeded())
-    result = augment._apply_draws(posters, dataclasses.replace(off, crop=whole), 2)
+    draws = augment.draw(posters, seeded())
+    result = augment._apply_draws(posters, dataclasses.replace(draws, crop=whole), 2)
     torch.testing.assert_close(result, normalise_posters(posters, 2), atol=1e-4, rtol=0)
 
 
-def test_it_does_not_average_more_than_it_can():
+def test_augmentation_refuses_pool_above_2():
     with pytest.raises(ValueError, match="pool must be 1 or 2, not 4"):
         PosterAugment()(noise(), seeded(), 4)
 
 
-def test_crops_lie_inside_and_keep_the_share_and_aspect_asked_for():
+def test_crops_lie_inside_and_keep_to_the_area_and_aspect_limits():
     posters = noise(1, 200, 200).expand(3000, -1, -1, -1)
     crop = PosterAugment(**{**OFF, "crop": 0.4, "aspect": 1.25}).draw(posters, seeded()).crop
     assert crop is not None
@@ -230,12 +230,12 @@ def test_crops_lie_inside_and_keep_the_share_and_aspect_asked_for():
 
 def test_gray_posters_stay_gray():
     posters = noise()[:, :1].expand(-1, 3, -1, -1).contiguous()
-    result = colours(PosterAugment()(posters, seeded()))
+    result = denormalise(PosterAugment()(posters, seeded()))
     torch.testing.assert_close(result[:, 0], result[:, 1], atol=1e-4, rtol=0)
     torch.testing.assert_close(result[:, 0], result[:, 2], atol=1e-4, rtol=0)
 
 
-def test_several_batches_in_one_are_those_alone():
+def test_joined_batches_equal_separate_batches():
     augment = PosterAugment()
     posters = noise(9)
     joined = augment(posters, [(2, seeded(1)), (0, seeded(2)), (7, seeded(3))])
@@ -243,8 +243,8 @@ def test_several_batches_in_one_are_those_alone():
     assert torch.equal(joined[2:], augment(posters[2:], seeded(3)))
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["changed", "as they are"])
-def test_other_colours_to_normalise_by(training):
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_normalisation_by_other_colours(training):
     colours = Colours((0.5, 0.25, 0.75), (0.1, 0.2, 0.5))
     if training:
         actual = PosterAugment(**OFF, colours=colours)(noise(), seeded())
@@ -255,13 +255,13 @@ def test_other_colours_to_normalise_by(training):
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "settings",
     [{"flip": 1.5}, {"crop": 0.0}, {"crop": 2}, {"aspect": 0.5}, {"flip": "0.5"}, {"crop": None}],
     ids=str,
 )
-def test_settings_out_of_range_are_refused_by_name(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        PosterAugment(**wrong)
+def test_settings_out_of_range_are_refused_by_name(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        PosterAugment(**settings)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +269,6 @@ def test_settings_out_of_range_are_refused_by_name(wrong):
     [torch.zeros(2, 3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8)],
     ids=["float", "no batch"],
 )
-def test_other_tensors_are_refused(posters):
+def test_tensors_of_another_dtype_or_shape_are_refused(posters):
     with pytest.raises(ValueError, match="uint8"):
         PosterAugment()(posters)

@@ -20,7 +20,7 @@ from tests.pictures import BLUE, BROKEN, GREEN, NOISE, RED, WHITE, encoded, with
 
 
 def picture(width: int = 40, height: int = 60) -> Image.Image:
-    """Four colours, one in each quarter: red and green above, blue and white below."""
+    """Draw one colour in each quarter: red and green above, blue and white below."""
     image = Image.new("RGB", (width, height), RED)
     image.paste(GREEN, (width // 2, 0, width, height // 2))
     image.paste(BLUE, (0, height // 2, width // 2, height))
@@ -29,7 +29,7 @@ def picture(width: int = 40, height: int = 60) -> Image.Image:
 
 
 def quarters(pixels: np.ndarray) -> np.ndarray:
-    """Colours in the middle of the quarters, (4, 3): top left, top right, bottom left and right."""
+    """The (4, 3) colours at the quarters' centres: top left, top right, bottom left and right."""
     low, high = pixels.shape[0] // 4, 3 * pixels.shape[0] // 4
     return pixels[[low, low, high, high], [low, high, low, high]].astype(int)
 
@@ -118,7 +118,7 @@ def test_other_kinds_of_transparency(mode):
 
 
 def sixteen_bit_png(values: np.ndarray) -> bytes:
-    """(H, W) or (H, W, 3) uint16 as a PNG, written by hand, since Pillow can't write colour."""
+    """Encode (H, W) or (H, W, 3) uint16 as a PNG; Pillow can't write 16-bit colour."""
     height, width = values.shape[:2]
     colour = 2 if values.ndim == 3 else 0
 
@@ -151,19 +151,19 @@ def test_16_bits_become_8(mode):
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_numbers_of_unknown_range_are_refused(mode):
+def test_pixels_of_unknown_range_are_refused(mode):
     with pytest.raises(PosterError, match="unknown range"):
         decode_poster(encoded(picture().convert("L").convert(mode), "TIFF"), 32)
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
-def test_the_first_frame_of_an_animation_counts(form):
+def test_first_frame_of_an_animation_is_used(form):
     frames = [Image.new("RGB", (20, 20), colour) for colour in (RED, GREEN, BLUE)]
     data = encoded(frames[0], form, save_all=True, append_images=frames[1:])
     assert_quarters(decode_poster(data, 16), [RED] * 4)
 
 
-# The pixels that a camera held that way would store, by the tag's definition (EXIF 2.32, 4.6.4).
+# Stored quarters of the picture for each EXIF orientation (definition: EXIF 2.32, 4.6.4).
 STORED = {
     1: [RED, GREEN, BLUE, WHITE],
     2: [GREEN, RED, WHITE, BLUE],
@@ -193,14 +193,14 @@ def test_orientation(orientation, form):
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])
-def test_a_senseless_orientation_is_ignored(orientation):
+def test_invalid_orientation_is_ignored(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert_quarters(decode_poster(encoded(picture(), exif=exif), 32), [RED, GREEN, BLUE, WHITE])
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_a_broken_exif_block_does_not_spoil_the_picture():
+def test_broken_exif_block_is_ignored():
     data = encoded(picture(), "JPEG", quality=95, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert_quarters(decode_poster(data, 32), [RED, GREEN, BLUE, WHITE])
 
@@ -220,17 +220,17 @@ def test_shrinking_is_the_rounded_mean_of_squares(size, shrink):
     np.testing.assert_array_equal(decode_poster(encoded(NOISE), size, shrink), expected)
 
 
-def test_a_large_jpeg_looks_as_if_decoded_whole():
+def test_large_jpeg_is_close_to_a_full_decode():
     y, x = np.mgrid[0:1200, 0:800]
     waves = [127 + 100 * np.sin(x / 40 + phase) * np.cos(y / 60) for phase in (0, 1, 2)]
     image = Image.fromarray(np.stack(waves, axis=2).astype(np.uint8))
     data = encoded(image, "JPEG", quality=95)
-    whole = np.asarray(image.resize((64, 64), Image.Resampling.LANCZOS)).astype(int)
-    assert np.abs(decode_poster(data, 64) - whole).mean() < 2
-    assert np.abs(decode_poster(encoded(image), 64) - whole).mean() < 2
+    expected = np.asarray(image.resize((64, 64), Image.Resampling.LANCZOS)).astype(int)
+    assert np.abs(decode_poster(data, 64) - expected).mean() < 2
+    assert np.abs(decode_poster(encoded(image), 64) - expected).mean() < 2
 
 
-def test_sources_agree(tmp_path):
+def test_bytes_paths_and_open_images_give_the_same_pixels(tmp_path):
     data = encoded(picture(), "JPEG")
     (tmp_path / "poster.jpg").write_bytes(data)
     expected = decode_poster(data, 32)
@@ -256,7 +256,7 @@ def test_broken_posters_are_refused_with_a_reason(name):
 
 @pytest.mark.parametrize("error", [False, True], ids=["warnings", "warnings as errors"])
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
-def test_a_bomb_is_refused_before_it_is_decoded(form, error, monkeypatch):
+def test_decompression_bomb_is_refused_before_it_is_decoded(form, error, monkeypatch):
     # 100 million pixels: Pillow alone would warn and decode them.
     if form == "PNG":
         data = with_size(encoded(Image.new("RGB", (8, 8))), 10_000, 10_000)
@@ -281,7 +281,7 @@ def test_an_open_image_has_the_same_limit():
         decode_poster(image, 32)
 
 
-def test_pillow_settings_stay_as_they_are():
+def test_pillow_settings_are_unchanged():
     before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, warnings.filters[:])
     for data, _ in BROKEN.values():
         with warnings.catch_warnings():
@@ -291,7 +291,7 @@ def test_pillow_settings_stay_as_they_are():
     assert before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, warnings.filters[:])
 
 
-def test_a_file_that_is_not_there_is_no_broken_poster(tmp_path):
+def test_missing_file_raises_file_not_found(tmp_path):
     with pytest.raises(FileNotFoundError):
         decode_poster(tmp_path / "none.jpg", 32)
 
@@ -306,11 +306,11 @@ def test_height_and_width_may_differ(size):
     assert half.shape == (size[0] // 2, size[1] // 2, 3)
 
 
-def test_height_and_width_of_a_poster_on_its_side():
+def test_height_and_width_of_a_rotated_poster():
     exif = Image.Exif()
     exif[0x0112] = 6
-    whole = decode_poster(encoded(picture(96, 64), exif=exif), (24, 16))
-    assert whole.shape == (24, 16, 3)
+    pixels = decode_poster(encoded(picture(96, 64), exif=exif), (24, 16))
+    assert pixels.shape == (24, 16, 3)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8, None])

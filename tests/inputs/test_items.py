@@ -19,9 +19,9 @@ CASTS = [
 ]
 
 
-def vectorizer(**more: object) -> TermVectorizer:
+def make_vectorizer(**overrides: object) -> TermVectorizer:
     settings = {"analyzer": "item", "ngram_range": (1, 1), "decade": False, "vocabulary_size": 32}
-    return TermVectorizer(**{**settings, **more})  # type: ignore[arg-type]
+    return TermVectorizer(**{**settings, **overrides})  # type: ignore[arg-type]
 
 
 def matrix(fitted: TermVectorizer, texts: list[str]) -> csr_matrix:
@@ -32,12 +32,12 @@ def matrix(fitted: TermVectorizer, texts: list[str]) -> csr_matrix:
 
 @pytest.mark.parametrize("sublinear_tf", [False, True])
 def test_against_scikit_learn(sublinear_tf: bool) -> None:
-    fitted = vectorizer(sublinear_tf=sublinear_tf).fit(CASTS)
+    fitted = make_vectorizer(sublinear_tf=sublinear_tf).fit(CASTS)
 
     def names(text: str) -> list[str]:
         parts = (part.strip().lower() for part in text.split("|"))
-        gone = str.maketrans("", "", ".'")
-        return [part.translate(gone) for part in parts if part]
+        removed = str.maketrans("", "", ".'")
+        return [part.translate(removed) for part in parts if part]
 
     oracle = TfidfVectorizer(analyzer=names, sublinear_tf=sublinear_tf, norm="l2")
     expected = oracle.fit_transform(CASTS)
@@ -50,12 +50,12 @@ def test_against_scikit_learn(sublinear_tf: bool) -> None:
 
 
 def test_ngrams_of_items_are_left_out_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
-    usual = TermVectorizer(analyzer="item", decade=False).fit(CASTS)
-    assert usual.terms == vectorizer().fit(CASTS).terms and not recwarn.list
+    default = TermVectorizer(analyzer="item", decade=False).fit(CASTS)
+    assert default.terms == make_vectorizer().fit(CASTS).terms and not recwarn.list
 
 
-def test_a_name_is_whole_and_its_spelling_does_not_matter() -> None:
-    fitted = vectorizer().fit(CASTS)
+def test_names_are_whole_and_case_and_spaces_do_not_matter() -> None:
+    fitted = make_vectorizer().fit(CASTS)
     assert fitted.terms is not None and "tom hanks" in fitted.terms and "tom" not in fitted.terms
     rows = matrix(
         fitted, ["tom  hanks", "Tom Hanks|Nobody Known", "Tom", "Hanks|Tom", ""]
@@ -64,24 +64,24 @@ def test_a_name_is_whole_and_its_spelling_does_not_matter() -> None:
     assert rows[0].any() and not rows[2:].any()
 
 
-def test_a_year_in_a_name_is_no_decade() -> None:
-    fitted = vectorizer().fit(["Cast of Heat (1995)|Al Pacino"])
+def test_year_in_a_name_is_not_a_decade() -> None:
+    fitted = make_vectorizer().fit(["Cast of Heat (1995)|Al Pacino"])
     assert fitted.normalise("Heat (1995)|B")[1] is None
 
 
-def test_names_are_located_where_they_stand() -> None:
-    fitted = vectorizer().fit(CASTS)
+def test_names_are_located_in_the_text() -> None:
+    fitted = make_vectorizer().fit(CASTS)
     text = fitted.normalise("Nobody|Al Pacino|Val Kilmer")[0]
     found = [(fitted.name(column), text[start:end]) for column, start, end in fitted.locate(text)]
     assert found == [("al pacino", "al pacino"), ("val kilmer", "val kilmer")]
 
 
-def test_the_state_rebuilds_it() -> None:
-    fitted = vectorizer().fit(CASTS)
+def test_state_rebuilds_the_vectorizer() -> None:
+    fitted = make_vectorizer().fit(CASTS)
     rebuilt = TermVectorizer.from_state_dict(fitted.state_dict())
     assert (matrix(rebuilt, CASTS) != matrix(fitted, CASTS)).nnz == 0
 
 
-def test_without_any_name() -> None:
+def test_fit_without_any_name_is_refused() -> None:
     with pytest.raises(ValueError, match="no text"):
-        vectorizer().fit(["|", " | "])
+        make_vectorizer().fit(["|", " | "])

@@ -27,7 +27,7 @@ from tests.pictures import BROKEN, NOISE, encoded, locate
 
 
 def make_posters(folder: Path, num: int) -> list[PosterFile]:
-    """Plain gray posters, the n-th of brightness 10 n."""
+    """Write plain gray posters; poster n has brightness 10 * n."""
     folder.mkdir(parents=True, exist_ok=True)
     for n in range(num):
         (folder / f"{n}.png").write_bytes(encoded(Image.new("RGB", (12, 18), (10 * n,) * 3)))
@@ -41,27 +41,27 @@ def open_cache(
     return open_poster_cache(posters, size=(size, size), shrink=shrink, store=store)
 
 
-def folder_of(cache: DenseFeatures) -> Path:
+def cache_folder(cache: DenseFeatures) -> Path:
     """The folder with the cache's pixels."""
     assert isinstance(cache.dense, np.memmap) and cache.dense.filename is not None
     return Path(cache.dense.filename).parent
 
 
-def caches(cache_dir: Path) -> list[str]:
+def cache_names(cache_dir: Path) -> list[str]:
     """Names of all cache folders, complete or not, without lock files."""
     return [path.name for path in cache_dir.iterdir() if not path.name.endswith(".lock")]
 
 
 @pytest.fixture
 def decodes(monkeypatch) -> list[bytes]:
-    """The files that the decoder has been called with."""
+    """The contents that decode_poster has been called with."""
     seen: list[bytes] = []
 
-    def counting(source: bytes, size: tuple[int, int], shrink: int) -> np.ndarray:
+    def recording_decode(source: bytes, size: tuple[int, int], shrink: int) -> np.ndarray:
         seen.append(source)
         return decode_poster(source, size, shrink)
 
-    monkeypatch.setattr(cache_module, "decode_poster", counting)
+    monkeypatch.setattr(cache_module, "decode_poster", recording_decode)
     return seen
 
 
@@ -97,7 +97,7 @@ def test_broken_posters_are_masked_and_listed(tmp_path):
         posters.insert(1, locate(tmp_path / f"{name}.jpg"))
     gone = PosterFile(tmp_path / "gone.jpg", None, 100, 1)
     posters += [gone, PosterFile(tmp_path / "never.jpg", None, -1, 0), None]
-    for _ in range(2):  # built, and opened again
+    for _ in range(2):  # built, then reopened
         cache = open_cache(posters, tmp_path / "cache")
         good = [0, *range(len(posters))[-5:-3]]
         assert len(cache.dense) == 3
@@ -112,8 +112,8 @@ def test_broken_posters_are_masked_and_listed(tmp_path):
         assert listed[str(tmp_path / "never.jpg")] == "no such file"
 
 
-@pytest.mark.parametrize("posters", [[], [None, None], ["broken"]], ids=["none", "None", "broken"])
-def test_a_cache_without_a_poster(tmp_path, posters):
+@pytest.mark.parametrize("posters", [[], [None, None], ["broken"]], ids=["[]", "None", "broken"])
+def test_cache_without_any_poster(tmp_path, posters):
     (tmp_path / "broken").write_bytes(b"broken")
     listed = [None if poster is None else locate(tmp_path / poster) for poster in posters]
     for _ in range(2):
@@ -122,22 +122,22 @@ def test_a_cache_without_a_poster(tmp_path, posters):
         assert cache.row_index.tolist() == [-1] * len(posters)
 
 
-def test_a_second_opening_decodes_nothing(tmp_path, decodes):
+def test_reopening_decodes_nothing(tmp_path, decodes):
     posters = make_posters(tmp_path, 5)
     first = open_cache(posters, tmp_path / "cache")
     assert len(decodes) == 5
     second = open_cache(posters, tmp_path / "cache")
-    assert len(decodes) == 5 and folder_of(first) == folder_of(second)
+    assert len(decodes) == 5 and cache_folder(first) == cache_folder(second)
     np.testing.assert_array_equal(first.dense, second.dense)
 
 
-def test_the_same_posters_by_another_way_to_write_the_folder(tmp_path, decodes, monkeypatch):
+def test_other_paths_to_the_same_folder_share_a_cache(tmp_path, decodes, monkeypatch):
     open_cache(make_posters(tmp_path / "data", 3), tmp_path / "cache")
     (tmp_path / "link").symlink_to(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     for folder in ("data", "link", "cache/../data"):
         open_cache([locate(Path(folder) / f"{n}.png") for n in range(3)], tmp_path / "cache")
-    assert len(decodes) == 3 and len(caches(tmp_path / "cache")) == 1
+    assert len(decodes) == 3 and len(cache_names(tmp_path / "cache")) == 1
 
 
 @pytest.mark.parametrize("change", ["content", "time", "order", "one less", "size", "version"])
@@ -158,7 +158,7 @@ def test_whatever_changes_pixels_or_rows_changes_the_cache(tmp_path, change, mon
     else:
         monkeypatch.setattr(cache_module, "DECODER_VERSION", -1)
     after = open_cache([locate(file.path) for file in posters], tmp_path / "cache", size)
-    assert folder_of(after) != folder_of(before)
+    assert cache_folder(after) != cache_folder(before)
     for row, file in zip(after.row_index, posters, strict=True):
         np.testing.assert_array_equal(after.dense[row], decode_poster(file.path, size))
 
@@ -184,7 +184,7 @@ def test_posters_in_a_zip(tmp_path):
 )
 def test_a_damaged_cache_is_rebuilt(tmp_path, caplog, damage):
     posters = make_posters(tmp_path, 4)
-    folder = folder_of(open_cache(posters, tmp_path / "cache"))
+    folder = cache_folder(open_cache(posters, tmp_path / "cache"))
     pixels, meta = folder / "images.u8", folder / "meta.json"
     if damage == "shorter":
         os.truncate(pixels, 100)
@@ -202,27 +202,27 @@ def test_a_damaged_cache_is_rebuilt(tmp_path, caplog, damage):
         cache = open_cache(posters, tmp_path / "cache")
     assert "rebuilding" in caplog.text and str(folder) in caplog.text
     assert cache.dense[cache.row_index, 0, 0, 0].tolist() == [0, 10, 20, 30]
-    assert caches(tmp_path / "cache") == [folder.name]
+    assert cache_names(tmp_path / "cache") == [folder.name]
 
 
-def test_a_poster_that_could_not_be_read_is_tried_again(tmp_path, decodes):
+def test_unreadable_posters_are_tried_again(tmp_path, decodes):
     posters = make_posters(tmp_path, 3)
     (tmp_path / "1.png").rename(tmp_path / "away")
     for _ in range(2):
         cache = open_cache(posters, tmp_path / "cache")
         assert cache.row_index.tolist() == [0, -1, 1]
-    assert len(decodes) == 2  # while it is away, the others are not decoded again
+    assert len(decodes) == 2  # the readable posters are not decoded again
     (tmp_path / "away").rename(tmp_path / "1.png")
     assert open_cache(posters, tmp_path / "cache").row_index.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("wrong", [{"size": 0}, {"shrink": 9}, {"workers": 0}], ids=str)
-def test_arguments_out_of_range_are_refused(tmp_path, wrong):
+@pytest.mark.parametrize("kwargs", [{"size": 0}, {"shrink": 9}, {"workers": 0}], ids=str)
+def test_arguments_out_of_range_are_refused(tmp_path, kwargs):
     with pytest.raises(ValueError, match=r"at least 1|between 1 and"):
-        open_cache([], tmp_path, **wrong)
+        open_cache([], tmp_path, **kwargs)
 
 
-def test_a_bar_is_shown_on_a_terminal_only(tmp_path, capfd):
+def test_no_progress_bar_without_a_terminal(tmp_path, capfd):
     store = Store(tmp_path / "cache")
     open_poster_cache(make_posters(tmp_path, 3), size=(8, 8), store=store)
     assert capfd.readouterr() == ("", "")
@@ -248,8 +248,8 @@ def test_batches_are_gathered_by_row(tmp_path):
     assert numbers["pixels"].shape == (0, 8, 8, 3) and lengths == {"pixels": [0]}
 
 
-# Run by other processes: opens a cache of slow posters, each of which appends a byte to a file when
-# it is read.
+# Run by other processes: opens a cache of slow posters. Reading a poster appends a byte to the file
+# `reads`.
 PROGRAM = """
 import sys, time
 from pathlib import Path
@@ -288,7 +288,7 @@ def wait_for_reads(folder: Path, num: int, process: Command) -> None:
         time.sleep(0.01)
 
 
-def test_of_two_processes_one_builds_and_both_use_it(tmp_path):
+def test_two_processes_build_a_cache_once(tmp_path):
     make_posters(tmp_path, 8)
     first = start(tmp_path, 0.2)
     wait_for_reads(tmp_path, 1, first)
@@ -297,24 +297,24 @@ def test_of_two_processes_one_builds_and_both_use_it(tmp_path):
     assert first.communicate(timeout=60)[0] == expected
     assert second.communicate(timeout=60)[0] == expected
     assert (tmp_path / "reads").stat().st_size == 8
-    assert len(caches(tmp_path / "cache")) == 1
+    assert len(cache_names(tmp_path / "cache")) == 1
 
 
-def test_a_killed_builder_leaves_no_half_cache(tmp_path):
+def test_temporary_folder_of_a_killed_process_is_removed(tmp_path):
     files = make_posters(tmp_path, 8)
     process = start(tmp_path, 0.3)
     wait_for_reads(tmp_path, 4, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    (left,) = caches(tmp_path / "cache")
-    assert ".tmp-" in left
+    (leftover,) = cache_names(tmp_path / "cache")
+    assert ".tmp-" in leftover
     cache = open_cache(files, tmp_path / "cache")
     assert cache.dense[cache.row_index, 0, 0, 0].tolist() == [10 * n for n in range(8)]
-    assert caches(tmp_path / "cache") == [folder_of(cache).name]
+    assert cache_names(tmp_path / "cache") == [cache_folder(cache).name]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
-def test_a_full_disk_is_a_clear_error(tmp_path):
+def test_full_disk_raises_a_cache_error(tmp_path):
     import resource
 
     files = make_posters(tmp_path, 20)
@@ -326,7 +326,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(tmp_path / "cache") in str(caught.value)
-    assert caches(tmp_path / "cache") == []
+    assert cache_names(tmp_path / "cache") == []
 
 
 def test_memory_does_not_grow_with_the_number_of_posters(tmp_path):
@@ -340,9 +340,9 @@ def test_memory_does_not_grow_with_the_number_of_posters(tmp_path):
         tracemalloc.stop()
         return peak
 
-    peak_bytes(2)  # what is only imported on first use
-    more, less = peak_bytes(200), peak_bytes(20)
-    assert more - less < 180 * 128 * 128 * 3 / 10
+    peak_bytes(2)  # warm up: some modules are imported on first use
+    peak_of_200, peak_of_20 = peak_bytes(200), peak_bytes(20)
+    assert peak_of_200 - peak_of_20 < 180 * 128 * 128 * 3 / 10
 
 
 @pytest.mark.slow

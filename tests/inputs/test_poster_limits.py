@@ -20,8 +20,8 @@ from genre_lightning.inputs.poster_limits import PosterError
 from tests.fuzz.hostile import HONEST, POSTERS, bmp_in_runs, jpeg_with_scans, png_with_text
 from tests.pictures import encoded, locate
 
-#: Decodes files; prints for each the reason for refusing it, or None, and the additional memory.
-#: Decoded pixels are written beside each file.
+#: Decodes files. Prints for each the reason for refusing it, or None, and the additional memory,
+#: and writes the decoded pixels beside it.
 PROGRAM = """
 import json, sys
 import numpy as np
@@ -50,8 +50,8 @@ print(json.dumps(results))
 """
 
 
-def measured(files: dict[str, Path]) -> dict[str, tuple[str | None, int]]:
-    """For each file the reason for refusing it, or None, and the bytes that decoding took."""
+def measure_decoding(files: dict[str, Path]) -> dict[str, tuple[str | None, int]]:
+    """Return for each file why it is refused, or None, and the bytes that decoding it took."""
     command = [sys.executable, "-c", PROGRAM, *map(str, files.values())]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     results = json.loads(done.stdout)
@@ -60,7 +60,7 @@ def measured(files: dict[str, Path]) -> dict[str, tuple[str | None, int]]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", POSTERS)
-def test_too_much_is_refused_with_the_reason_before_it_is_decoded(
+def test_costly_posters_are_refused_before_they_are_decoded(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(self: ImageFile.ImageFile) -> None:
@@ -110,9 +110,9 @@ def test_no_hostile_file_takes_much_memory(tmp_path: Path) -> None:
         files[name].write_bytes(make())
     files["png of text"] = tmp_path / "text.png"
     files["png of text"].write_bytes(png_with_text(100_000_000))
-    for name, (reason, taken) in measured(files).items():
+    for name, (reason, num_bytes) in measure_decoding(files).items():
         assert reason is not None or name == "png of text"
-        assert taken < 300e6, name
+        assert num_bytes < 300e6, name
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_a_photo_of_24_million_pixels_is_decoded_in_little_memory(tmp_path: Path
     saved = {
         "progressive": (photo, "JPEG", {"quality": 90, "progressive": True, "subsampling": 0}),
         "baseline": (photo, "JPEG", {"quality": 90}),
-        # The fastest compression, and none.
+        # PNGs are compressed fast or not at all, to save time.
         "png": (photo, "PNG", {"compress_type": zlib.Z_HUFFMAN_ONLY}),
         "transparent png": (transparent, "PNG", {"compress_level": 0}),
         "16 bits": (Image.new("I;16", (6000, 4000), 30_000), "PNG", {"compress_level": 1}),
@@ -137,9 +137,9 @@ def test_a_photo_of_24_million_pixels_is_decoded_in_little_memory(tmp_path: Path
         files[name] = tmp_path / name
         files[name].write_bytes(encoded(image, form, **options))
     small = np.asarray(photo.resize((256, 256), Image.Resampling.BICUBIC)).astype(int)
-    for name, (reason, taken) in measured(files).items():
+    for name, (reason, num_bytes) in measure_decoding(files).items():
         assert reason is None, name
-        assert taken < 300e6, name
+        assert num_bytes < 300e6, name
     for name in ("progressive", "baseline", "png"):
         assert np.abs(np.load(f"{files[name]}.npy") - small).mean() < 3, name
 

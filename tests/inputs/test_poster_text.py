@@ -47,7 +47,7 @@ def terms_of(branch_input: PosterTextInput) -> list[str]:
     return branch_input.text.vectorizer.terms or []
 
 
-def test_the_lines_are_read_from_the_top(posters: list[Path]) -> None:
+def test_lines_are_read_from_top_to_bottom(posters: list[Path]) -> None:
     branch_input = PosterTextInput("poster", TERMS)
     assert branch_input.read(posters[0]) == "ROBERT DENIRO. A CRIME STORY"
     assert branch_input.read(posters[2].read_bytes()) == "TOY STORY"
@@ -57,9 +57,9 @@ def test_the_lines_are_read_from_the_top(posters: list[Path]) -> None:
 
 
 def test_denormals_are_flushed_only_while_reading(posters: list[Path]) -> None:
-    smallest = torch.full((8,), 1e-40)
+    denormals = torch.full((8,), 1e-40)
     assert PosterTextInput("poster", TERMS).read(posters[2]) == "TOY STORY"
-    assert (smallest * 1 > 0).all()
+    assert (denormals * 1 > 0).all()
     assert (np.full(8, 1e-40, np.float32) * np.float32(1) > 0).all()
 
 
@@ -69,7 +69,7 @@ def test_a_poster_of_any_shape_is_read(shape: tuple[int, int]) -> None:
     assert PosterTextInput("poster", TERMS).read(pixels) == NO_WORDS
 
 
-def test_long_words_are_cut_at_a_whole_character(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_text_is_truncated_at_a_whole_character(monkeypatch: pytest.MonkeyPatch) -> None:
     class Result:
         txts, scores = ("é" * 400, "lost"), (0.9, 0.9)
 
@@ -98,8 +98,8 @@ def test_datasets_and_new_movies_get_the_same_numbers(
     stored, _ = features.gather(features.row_index, np.array([3]))
     rebuilt = input_from_text(state_to_text(branch_input))
     assert isinstance(rebuilt, PosterTextInput)
-    for one in (branch_input, rebuilt):
-        encoded = one.encode([one.read(path) for path in posters])
+    for each in (branch_input, rebuilt):
+        encoded = each.encode([each.read(path) for path in posters])
         assert list(encoded) == list(stored)
         for name, numbers in encoded.items():
             torch.testing.assert_close(numbers.float(), stored[name].float(), atol=2e-3, rtol=0)
@@ -115,11 +115,11 @@ def test_posters_are_read_once(
     write_poster(posters[2], "JAWS")
     read: list[str] = []
 
-    def counted(pixels: np.ndarray) -> str:
+    def recording_read(pixels: np.ndarray) -> str:
         read.append(ocr.read_words(pixels))
         return read[-1]
 
-    monkeypatch.setattr(poster_text, "read_words", counted)
+    monkeypatch.setattr(poster_text, "read_words", recording_read)
     changed = PosterTextInput("poster", TERMS)
     again = changed.open([*files[:2], locate(posters[2])], ALL, store)
     assert read == ["JAWS"]
@@ -127,7 +127,7 @@ def test_posters_are_read_once(
     assert "jaws" in terms_of(changed)
 
 
-def test_what_was_read_before_a_kill_is_not_read_again(
+def test_interrupted_reading_is_resumed(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files: list[Any] = []
@@ -138,13 +138,13 @@ def test_what_was_read_before_a_kill_is_not_read_again(
     read: list[int] = []
     last = 65
 
-    def killed_later(pixels: np.ndarray) -> str:
+    def interrupted_read(pixels: np.ndarray) -> str:
         if pixels[0, 0, 0] > last:
             raise KeyboardInterrupt
         read.append(int(pixels[0, 0, 0]))
         return f"poster {read[-1]}"
 
-    monkeypatch.setattr(poster_text, "read_words", killed_later)
+    monkeypatch.setattr(poster_text, "read_words", interrupted_read)
     with pytest.raises(KeyboardInterrupt):
         PosterTextInput("poster", TERMS).open(files, np.arange(70), store)
     assert read
@@ -169,7 +169,7 @@ def test_damaged_weights_are_reported_and_nothing_is_downloaded(
         ocr.read_words(np.full((*ocr.SIZE, 3), 7, np.uint8))
 
 
-def test_a_package_that_the_ocr_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_dependency_of_the_ocr_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "rapidocr.main", raising=False)
     monkeypatch.setitem(sys.modules, "pyclipper", None)  # as if it were not installed
     for name in [name for name in sys.modules if name.startswith("rapidocr.ch_ppocr_det")]:
@@ -179,9 +179,7 @@ def test_a_package_that_the_ocr_lacks_is_named(monkeypatch: pytest.MonkeyPatch) 
         ocr.read_words(np.full((*ocr.SIZE, 3), 8, np.uint8))
 
 
-def test_a_poster_that_can_not_be_read_is_named_and_left_out(
-    posters: list[Path], store: Store
-) -> None:
+def test_unreadable_poster_is_named_and_left_out(posters: list[Path], store: Store) -> None:
     posters[1].write_bytes(b"no image")
     features = PosterTextInput("poster", TERMS).open(
         [locate(posters[0]), None, locate(posters[1]), locate(posters[2])], np.arange(4), store
@@ -216,9 +214,9 @@ def test_other_weights_are_refused(posters: list[Path], store: Store) -> None:
         ({"kind": "embedding", "encoder": "lite0"}, r"need an encoder of texts"),
         ({"kind": "embedding", "encoder": "nonesuch"}, r"nonesuch"),
     ],
-    ids=["nothing", "pixels", "unknown", "column", "range", "lacking", "of posters", "no encoder"],
+    ids=["None", "pixels", "encoder", "column", "size", "no encoder", "of posters", "unknown name"],
 )
-def test_wrong_settings_are_refused_by_name(text: Any, message: str) -> None:
+def test_invalid_settings_are_refused_by_name(text: Any, message: str) -> None:
     with pytest.raises(UserError, match=rf"model\.branches\.b\.input.*{message}"):
         build_input("b", {"kind": "poster_text", "column": "poster", "text": text})
 

@@ -1,4 +1,4 @@
-"""Titles as words and a year, and as people say them."""
+"""Titles normalised to words and a year, and titles in natural word order."""
 
 from __future__ import annotations
 
@@ -84,12 +84,12 @@ def test_natural_title_with_year(title: str, expected: str):
         ("", "", None),
     ],
 )
-def test_normalising(title, words, year):
+def test_normalise_title(title, words, year):
     assert normalise_title(title) == (words, year)
     assert normalise_title(words) == (words, None)
 
 
-def test_normalising_twice_changes_nothing():
+def test_normalise_title_is_idempotent():
     for code in [*range(0x3000), *range(0xA000, 0x11000), *range(0x1D400, 0x1F700)]:
         words, _ = normalise_title(f"a{chr(code)}B (1990)")
         assert normalise_title(words) == (words, None), hex(code)

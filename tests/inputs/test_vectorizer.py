@@ -51,14 +51,14 @@ ANALYZERS = {
 }
 
 
-def dense(titles: SparseRows, width: int) -> np.ndarray:
-    """Densify to (N, V) by the definition of the format; refuses duplicate columns."""
-    result = np.zeros((len(titles), width), dtype=np.float32)
-    for row in range(len(titles)):
-        part = slice(titles.indptr[row], titles.indptr[row + 1])
-        columns = titles.indices[part].tolist()
+def dense(rows: SparseRows, width: int) -> np.ndarray:
+    """Densify to (N, V) by the format's definition: columns are sorted and unique."""
+    result = np.zeros((len(rows), width), dtype=np.float32)
+    for row in range(len(rows)):
+        part = slice(rows.indptr[row], rows.indptr[row + 1])
+        columns = rows.indices[part].tolist()
         assert columns == sorted(set(columns))
-        result[row, columns] = titles.weights[part]
+        result[row, columns] = rows.weights[part]
     return result
 
 
@@ -105,13 +105,13 @@ def test_equals_scikit_learn_on_real_titles(ml1m_root):
     )
 
 
-def test_chunks_do_not_show():
+def test_chunks_do_not_change_the_result():
     vectorizer = TermVectorizer(100).fit(TITLES)
     many = vectorizer.transform(UNSEEN * 600)
-    once = dense(vectorizer.transform(UNSEEN), 100)
+    expected = dense(vectorizer.transform(UNSEEN), 100)
     assert len(many) == len(UNSEEN) * 600
     last = many.take(np.arange(len(many) - len(UNSEEN), len(many)))
-    np.testing.assert_array_equal(dense(last, 100), once)
+    np.testing.assert_array_equal(dense(last, 100), expected)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_chunks_do_not_show():
         (1994, {1990: 0.6, 2000: 0.4}),
         (1999, {1990: 0.1, 2000: 0.9}),
         (1915, {1910: 0.5, 1920: 0.5}),
-        # Beyond the years that fitting has seen, and beyond all centres.
+        # Outside the years seen in fit, and outside all centres.
         (1900, {1910: 0.8, 1920: 0.2}),
         (2011, {2000: 0.5, 2010: 0.5}),
         (2095, {2000: 0.5, 2010: 0.5}),
@@ -150,35 +150,35 @@ def test_decades(year, expected):
         (["a (2080)", "b (2090)"], "a (2085)", 2020),
     ],
 )
-def test_years_outside_of_all_decades_count_as_the_nearest(years, title, centre):
+def test_years_outside_all_decades_count_as_the_nearest_decade(years, title, centre):
     row = dense(TermVectorizer(50).fit(years).transform([title]), 50)[0]
     assert row[50 - len(DECADES) + DECADES.index(centre)] == 0.5
     assert np.count_nonzero(row[-len(DECADES) :]) == 1
 
 
-def test_without_any_year_there_are_no_decades():
+def test_decades_are_zero_if_fitted_without_years():
     vectorizer = TermVectorizer(50).fit(["no year", "none"])
     assert not dense(vectorizer.transform(["no year (1990)"]), 50)[:, -len(DECADES) :].any()
 
 
-def test_nothing_depends_on_titles_that_are_only_transformed():
+def test_transform_learns_nothing():
     vectorizer = TermVectorizer(200).fit(TITLES)
     before = copy.deepcopy(vectorizer.state_dict())
     alone = dense(vectorizer.transform(TITLES[:1]), 200)
-    among = dense(vectorizer.transform([*TITLES[:1], "zebra zebra (2019)", "xxx"]), 200)
-    np.testing.assert_array_equal(alone[0], among[0])
+    together = dense(vectorizer.transform([*TITLES[:1], "zebra zebra (2019)", "xxx"]), 200)
+    np.testing.assert_array_equal(alone[0], together[0])
     assert vectorizer.state_dict() == before
 
 
-def test_an_empty_title_and_no_title():
+def test_empty_title_and_empty_list():
     vectorizer = TermVectorizer(100).fit(TITLES)
     assert vectorizer.transform(["", "?"]).indptr.tolist() == [0, 0, 0]
-    nothing = vectorizer.transform([])
-    assert len(nothing) == 0 and nothing.indptr.tolist() == [0]
+    empty = vectorizer.transform([])
+    assert len(empty) == 0 and empty.indptr.tolist() == [0]
 
 
-@pytest.mark.parametrize("titles", [[], ["", "?? (1999)"]], ids=["none", "without words"])
-def test_nothing_to_learn_is_refused(titles):
+@pytest.mark.parametrize("titles", [[], ["", "?? (1999)"]], ids=["no titles", "no words"])
+def test_fit_without_any_term_is_refused(titles):
     with pytest.raises(ValueError, match="has a term"):
         TermVectorizer(100).fit(titles)
 
@@ -200,7 +200,7 @@ def test_take(rows):
 
 
 @pytest.mark.parametrize("row", [-1, 15])
-def test_take_refuses_what_is_not_there(row):
+def test_take_refuses_rows_out_of_range(row):
     with pytest.raises(IndexError):
         TermVectorizer(300).fit(TITLES).transform(TITLES).take([0, row])
 
@@ -227,7 +227,7 @@ def test_the_state_is_a_copy():
     assert vectorizer.transform(TITLES).indptr[-1] > 0
 
 
-class Sneaky(str):
+class StrSubclass(str):
     pass
 
 
@@ -239,14 +239,14 @@ NAN, INFINITY = float("nan"), float("inf")
     [
         ("vocabulary_size", 10**9),
         ("vocabulary_size", 5),
-        ("vocabulary_size", 40),  # the terms don't fit any more
+        ("vocabulary_size", 40),  # smaller than the number of terms
         ("vocabulary_size", -1),
         ("vocabulary_size", True),
         ("vocabulary_size", 300.0),
         ("vocabulary_size", "300"),
         ("analyzer", "os.system"),
         ("analyzer", ["char"]),
-        ("analyzer", Sneaky("char")),
+        ("analyzer", StrSubclass("char")),
         ("ngram_range", [1, 10**9]),
         ("ngram_range", [3, 2]),
         ("ngram_range", [0, 2]),
@@ -265,7 +265,7 @@ NAN, INFINITY = float("nan"), float("inf")
         ("terms", "numbers"),
         ("terms", "twice"),
         ("terms", "empty"),
-        ("terms", "sneaky"),
+        ("terms", "str subclass"),
         ("idf", []),
         ("idf", "nan"),
         ("idf", "infinity"),
@@ -285,13 +285,13 @@ NAN, INFINITY = float("nan"), float("inf")
     ],
     ids=str,
 )
-def test_a_state_that_is_off_is_refused_by_name(key, value):
+def test_invalid_state_is_refused_by_key(key, value):
     state = TermVectorizer(300).fit(TITLES).state_dict()
     replacements = {
         ("terms", "numbers"): [*range(len(state["terms"]))],
         ("terms", "twice"): [state["terms"][1], *state["terms"][1:]],
         ("terms", "empty"): ["", *state["terms"][1:]],
-        ("terms", "sneaky"): [Sneaky("zz"), *state["terms"][1:]],
+        ("terms", "str subclass"): [StrSubclass("zz"), *state["terms"][1:]],
         ("idf", "nan"): [NAN, *state["idf"][1:]],
         ("idf", "infinity"): [INFINITY, *state["idf"][1:]],
         ("idf", "negative"): [-1.0, *state["idf"][1:]],
@@ -306,7 +306,7 @@ def test_a_state_that_is_off_is_refused_by_name(key, value):
 
 
 @pytest.mark.parametrize("key", list(TermVectorizer().state_dict()))
-def test_a_state_with_a_missing_key_is_refused_by_name(key):
+def test_state_with_a_missing_key_is_refused_by_key(key):
     state = TermVectorizer(300).fit(TITLES).state_dict()
     del state[key]
     with pytest.raises(ValueError, match=f"{key} is missing"):
@@ -314,13 +314,13 @@ def test_a_state_with_a_missing_key_is_refused_by_name(key):
 
 
 @pytest.mark.parametrize("state", [None, [], "x", 3], ids=repr)
-def test_a_state_that_is_no_mapping_is_refused(state):
+def test_state_that_is_not_a_mapping_is_refused(state):
     with pytest.raises(ValueError, match="mapping"):
         TermVectorizer.from_state_dict(state)
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "settings",
     [
         {"vocabulary_size": 12},
         {"analyzer": "letters"},
@@ -330,12 +330,12 @@ def test_a_state_that_is_no_mapping_is_refused(state):
     ],
     ids=str,
 )
-def test_settings_that_make_no_sense_are_refused_by_name(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        TermVectorizer(**wrong)
+def test_invalid_settings_are_refused_by_name(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        TermVectorizer(**settings)
 
 
-def test_transforming_imports_nothing_heavy():
+def test_transform_imports_no_heavy_library():
     state = json.dumps(TermVectorizer(300).fit(TITLES).state_dict())
     program = """
 import json, sys

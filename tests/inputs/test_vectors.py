@@ -1,4 +1,4 @@
-"""Vectors from a user's file."""
+"""The input `vectors`: vectors from a user's file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ X = np.array([[0.25, 1.0, -2.0], [3.0, 0.5, 4.0], [5.0, -0.125, 6.0]])
 CSV = "id,a,b,c\n7,0.25,1,-2\nx,3,.5,4\n\n30, 5 ,-1.25e-1,6\n"
 
 
-def saved(path: Path, **arrays: Any) -> Path:
+def save(path: Path, **arrays: Any) -> Path:
     np.savez(path, **arrays)
     return path
 
 
-def written(path: Path, content: str | bytes) -> Path:
+def write_file(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
@@ -40,14 +40,14 @@ IDS: dict[str, Any] = {
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 @pytest.mark.parametrize("id_type", IDS)
 def test_npz(id_type: str, dtype: Any, tmp_path: Path) -> None:
-    path = saved(tmp_path / "v.npz", ids=IDS[id_type], x=X.astype(dtype))
+    path = save(tmp_path / "v.npz", ids=IDS[id_type], x=X.astype(dtype))
     ids, x = read_vectors(path)
     assert ids == ["7", "x", "30"] and x.dtype == np.float32
     np.testing.assert_array_equal(x, X)
 
 
-def test_npz_of_whole_numbers(tmp_path: Path) -> None:
-    path = saved(tmp_path / "v.npz", ids=np.array([7, 30]), x=np.array([[1, 2], [3, 4]], np.uint8))
+def test_npz_of_integers(tmp_path: Path) -> None:
+    path = save(tmp_path / "v.npz", ids=np.array([7, 30]), x=np.array([[1, 2], [3, 4]], np.uint8))
     ids, x = read_vectors(path)
     assert ids == ["7", "30"]
     np.testing.assert_array_equal(x, [[1, 2], [3, 4]])
@@ -56,10 +56,10 @@ def test_npz_of_whole_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [CSV, "﻿" + CSV, CSV.replace("\n", "\r\n"), 'a,"ID",b,c\n.25,7,1,-2\n3,x,.5,4\n5,30,-.125,6'],
-    ids=["plain", "with a mark", "of Windows", "id elsewhere"],
+    ids=["plain", "byte order mark", "CRLF", "id in the second column"],
 )
 def test_csv(text: str, tmp_path: Path) -> None:
-    ids, x = read_vectors(written(tmp_path / "v.csv", text))
+    ids, x = read_vectors(write_file(tmp_path / "v.csv", text))
     assert ids == ["7", "x", "30"] and x.dtype == np.float32
     np.testing.assert_array_equal(x, X)
 
@@ -82,11 +82,11 @@ def test_csv(text: str, tmp_path: Path) -> None:
     ],
     ids=repr,
 )
-def test_a_bad_csv_is_named_with_its_row(
+def test_invalid_csv_is_named_with_its_line(
     content: str | bytes, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        read_vectors(written(tmp_path / "v.csv", content))
+        read_vectors(write_file(tmp_path / "v.csv", content))
     assert str(tmp_path / "v.csv") in str(caught.value)
 
 
@@ -97,62 +97,62 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "one dimension": ({"ids": IDS["strings"], "x": X[0]}, r"x is \(3,\) for 3 ids"),
     "other length": ({"ids": IDS["strings"][:2], "x": X}, r"x is \(3, 3\) for 2 ids"),
     "no width": ({"ids": IDS["strings"], "x": X[:, :0]}, r"\(3, 0\)"),
-    "strings for numbers": ({"ids": IDS["strings"], "x": X.astype(str)}, "x numbers"),
-    "objects": ({"ids": IDS["strings"], "x": X.astype(object)}, "plain arrays"),
+    "strings for x": ({"ids": IDS["strings"], "x": X.astype(str)}, "x numbers"),
+    "objects for x": ({"ids": IDS["strings"], "x": X.astype(object)}, "plain arrays"),
     "objects for ids": ({"ids": IDS["strings"].astype(object), "x": X}, "plain arrays"),
-    "numbers with points for ids": ({"ids": X[:, 0], "x": X}, "ids must be"),
-    "ids in a table": ({"ids": IDS["strings"][:, None], "x": X}, "ids must be"),
-    "ids that are no text": ({"ids": np.array([b"\xff", b"a", b"b"]), "x": X}, "plain arrays"),
-    "twice": ({"ids": np.array(["a", "b", "a"]), "x": X}, "'a' comes more than once"),
+    "floats for ids": ({"ids": X[:, 0], "x": X}, "ids must be"),
+    "two-dimensional ids": ({"ids": IDS["strings"][:, None], "x": X}, "ids must be"),
+    "ids that are not UTF-8": ({"ids": np.array([b"\xff", b"a", b"b"]), "x": X}, "plain arrays"),
+    "repeated id": ({"ids": np.array(["a", "b", "a"]), "x": X}, "'a' comes more than once"),
     "infinite": ({"ids": IDS["strings"], "x": X * [[1], [1], [np.inf]]}, "of id '30'"),
     "too large": ({"ids": IDS["strings"], "x": X * [[1], [1e300], [1]]}, "of id 'x'"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_npz_is_named(case: str, tmp_path: Path) -> None:
+def test_invalid_npz_is_named(case: str, tmp_path: Path) -> None:
     arrays, message = BAD[case]
-    path = saved(tmp_path / "v.npz", **arrays)
+    path = save(tmp_path / "v.npz", **arrays)
     with pytest.raises(InputError, match=message) as caught:
         read_vectors(path)
     assert str(path) in str(caught.value) and len(str(caught.value)) < 600
 
 
-def damaged(content: bytes) -> bytes:
+def damage(content: bytes) -> bytes:
     return content[:200] + bytes(byte ^ 255 for byte in content[200:260]) + content[260:]
 
 
-def test_files_that_are_no_npz(tmp_path: Path) -> None:
-    plain, packed, array, other = (io.BytesIO() for _ in range(4))
+def test_files_that_are_not_npz_are_refused(tmp_path: Path) -> None:
+    plain, compressed, array, other = (io.BytesIO() for _ in range(4))
     big = np.random.default_rng(0).normal(size=(3, 50))
     np.savez(plain, ids=IDS["strings"], x=big)
-    np.savez_compressed(packed, ids=IDS["strings"], x=big)
+    np.savez_compressed(compressed, ids=IDS["strings"], x=big)
     np.save(array, X)
     with zipfile.ZipFile(other, "w") as archive:
         archive.writestr("ids.npy", b"no array")
         archive.writestr("x.npy", b"")
     for number, content in enumerate(
         [
-            b"", b"no array", array.getvalue(), plain.getvalue()[:-200], damaged(plain.getvalue()),
-            damaged(packed.getvalue()), other.getvalue(), b"PK\x03\x04",
+            b"", b"no array", array.getvalue(), plain.getvalue()[:-200], damage(plain.getvalue()),
+            damage(compressed.getvalue()), other.getvalue(), b"PK\x03\x04",
         ]
     ):  # fmt: skip
-        path = written(tmp_path / f"{number}.npz", content)
+        path = write_file(tmp_path / f"{number}.npz", content)
         with pytest.raises(InputError, match=str(path)):
             read_vectors(path)
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_missing_and_special_files_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
     for path in (tmp_path / "pipe.csv", tmp_path / "none.npz", tmp_path, Path("/dev/zero")):
         with pytest.raises(InputError, match="no such file"):
             read_vectors(path)
 
 
-# As an input.
+# VectorsInput.
 
 
-def opened(
+def open_ids(
     branch_input: VectorsInput, ids: list[Any], folder: Path
 ) -> tuple[np.ndarray, np.ndarray]:
     features = branch_input.open(ids, np.arange(1), Store(folder))
@@ -161,50 +161,50 @@ def opened(
 
 
 def test_vectors_are_found_by_id(tmp_path: Path) -> None:
-    path = written(tmp_path / "v.csv", CSV)
+    path = write_file(tmp_path / "v.csv", CSV)
     branch_input = VectorsInput(str(path))
-    dense, row_index = opened(branch_input, ["30", "unknown", "7", "7"], tmp_path)
+    dense, row_index = open_ids(branch_input, ["30", "unknown", "7", "7"], tmp_path)
     np.testing.assert_array_equal(dense[row_index[[0, 2, 3]]], X[[2, 0, 0]])
     assert row_index[1] == -1 and branch_input.network_arguments() == {"width": 3}
     assert branch_input.column == "id"
 
 
-def test_no_id_of_the_dataset_is_in_it(tmp_path: Path) -> None:
-    path = written(tmp_path / "v.csv", CSV)
+def test_file_without_any_id_of_the_dataset_is_refused(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "v.csv", CSV)
     with pytest.raises(InputError, match=r"none of its 3 ids .* such as 'tt1'"):
-        opened(VectorsInput(str(path)), ["tt1", "tt2"], tmp_path)
+        open_ids(VectorsInput(str(path)), ["tt1", "tt2"], tmp_path)
 
 
 def test_log_odds(tmp_path: Path) -> None:
     p = np.array([[0.0, 1.0, 0.5], [0.25, 0.9, 0.005], [1e-9, 0.75, 0.1]])
-    path = saved(tmp_path / "v.npz", ids=IDS["strings"], x=p)
-    dense, row_index = opened(VectorsInput(str(path), log_odds=True), ["7", "x", "30"], tmp_path)
+    path = save(tmp_path / "v.npz", ids=IDS["strings"], x=p)
+    dense, row_index = open_ids(VectorsInput(str(path), log_odds=True), ["7", "x", "30"], tmp_path)
     assert dense.dtype == np.float32
     np.testing.assert_allclose(dense[row_index], logit(p.clip(0.005, 0.995)), rtol=1e-5, atol=1e-6)
     for bad in (p - 0.5, p + 0.5):
-        saved(path, ids=IDS["strings"], x=bad)
+        save(path, ids=IDS["strings"], x=bad)
         with pytest.raises(InputError, match=r"probabilities in 0\.\.1"):
-            opened(VectorsInput(str(path), log_odds=True), ["7"], tmp_path)
+            open_ids(VectorsInput(str(path), log_odds=True), ["7"], tmp_path)
 
 
 def test_a_file_of_another_width_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path / "v.csv", CSV)
+    path = write_file(tmp_path / "v.csv", CSV)
     branch_input = VectorsInput(str(path))
-    opened(branch_input, ["7"], tmp_path)
+    open_ids(branch_input, ["7"], tmp_path)
     rebuilt = input_from_text(state_to_text(branch_input))
     assert isinstance(rebuilt, VectorsInput) and rebuilt.state() == branch_input.state()
-    opened(rebuilt, ["7"], tmp_path)
-    written(path, "id,a\n7,1\n")
+    open_ids(rebuilt, ["7"], tmp_path)
+    write_file(path, "id,a\n7,1\n")
     with pytest.raises(InputError, match="1 numbers per movie, but the model was trained on 3"):
-        opened(rebuilt, ["7"], tmp_path)
+        open_ids(rebuilt, ["7"], tmp_path)
 
 
-def test_a_relative_path_is_that_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written(tmp_path / "v.csv", CSV)
+def test_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_file(tmp_path / "v.csv", CSV)
     monkeypatch.chdir(tmp_path)
     branch_input = VectorsInput("v.csv")
     monkeypatch.chdir("/")
-    opened(branch_input, ["7"], tmp_path)
+    open_ids(branch_input, ["7"], tmp_path)
     assert branch_input.state()["path"] == str(tmp_path / "v.csv")
 
 
@@ -223,13 +223,13 @@ def test_a_relative_path_is_that_of_now(tmp_path: Path, monkeypatch: pytest.Monk
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_bad_arguments_are_refused_by_key(settings: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused_by_key(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=rf"model\.branches\.b\.input.*{message}") as caught:
         build_input("b", {"kind": "vectors", **settings})
     assert len(str(caught.value)) < 500
 
 
-def test_a_folder_whose_name_a_checkpoint_can_not_hold(
+def test_path_that_a_checkpoint_can_not_hold_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / 'a "b"'
@@ -239,11 +239,11 @@ def test_a_folder_whose_name_a_checkpoint_can_not_hold(
         VectorsInput("v.csv")
 
 
-def test_probabilities_of_a_new_movie_become_log_odds_as_those_of_the_file(tmp_path: Path) -> None:
+def test_log_odds_of_a_new_movie_equal_those_of_the_file(tmp_path: Path) -> None:
     p = np.array([[0.25, 1.0, 0.5], [0.0, 0.1, 0.9]])
-    path = saved(tmp_path / "v.npz", ids=IDS["strings"][:2], x=p)
+    path = save(tmp_path / "v.npz", ids=IDS["strings"][:2], x=p)
     branch_input = VectorsInput(str(path), log_odds=True)
-    dense, _ = opened(branch_input, ["7", "x"], tmp_path)
+    dense, _ = open_ids(branch_input, ["7", "x"], tmp_path)
     np.testing.assert_array_equal(branch_input.read(p[0]), dense[0])
     with pytest.raises(InputError, match=r"probabilities in 0\.\.1"):
         branch_input.read([0.5, 1.5, 0.1])
@@ -263,18 +263,18 @@ def test_probabilities_of_a_new_movie_become_log_odds_as_those_of_the_file(tmp_p
     ids=str,
 )
 @pytest.mark.filterwarnings("error")
-def test_what_is_no_vector_is_refused(value: Any, error: type[Exception]) -> None:
+def test_values_that_are_not_vectors_are_refused(value: Any, error: type[Exception]) -> None:
     branch_input = VectorsInput("/vectors.npz")
     branch_input.width = 2
     with pytest.raises(error, match=r"not a vector of 2 numbers|not finite"):
         branch_input.read(value)
 
 
-def test_a_folder_that_is_named_by_a_list(tmp_path: Path) -> None:
+def test_brackets_in_a_path_are_limited(tmp_path: Path) -> None:
     folder = tmp_path / "show=[title,poster]"
     folder.mkdir()
-    branch_input = VectorsInput(str(saved(folder / "v.npz", ids=IDS["strings"], x=X)))
-    opened(branch_input, ["7"], tmp_path)
+    branch_input = VectorsInput(str(save(folder / "v.npz", ids=IDS["strings"], x=X)))
+    open_ids(branch_input, ["7"], tmp_path)
     assert state_to_text(input_from_text(state_to_text(branch_input))) == state_to_text(
         branch_input
     )

@@ -1,4 +1,4 @@
-"""The release year as a smooth vector."""
+"""The input `year`: the release year as a smooth vector."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ TITLES = ["Alien (1979)", "Heat", "Heat (1995)", None, "1984 (1956)", "Future (2
 TRAIN = np.array([0, 1, 2, 3])
 
 
-def opened(branch_input: YearInput, folder: Path) -> np.ndarray:
+def open_vectors(branch_input: YearInput, folder: Path) -> np.ndarray:
     features = branch_input.open(TITLES, TRAIN, Store(folder))
     assert features.row_index.tolist() == [0, -1, 1, -1, 2, 3, -1]
     assert features.dense is not None
     return features.dense
 
 
-def by_hand(year: int, first: int, last: int, spacing: int, width: float) -> list[float]:
+def expected_vector(year: int, first: int, last: int, spacing: int, width: float) -> list[float]:
     """The expected vector of one year, by a plain loop."""
     year = min(max(year, first), last)
     centres, centre = [], first
@@ -39,9 +39,9 @@ def by_hand(year: int, first: int, last: int, spacing: int, width: float) -> lis
 @pytest.mark.parametrize(("spacing", "width"), [(5, 5.0), (1, 2.0), (10, 3), (100, 20.0)])
 def test_against_a_plain_loop(spacing: int, width: float, tmp_path: Path) -> None:
     branch_input = YearInput("title", spacing, width)
-    vectors = opened(branch_input, tmp_path)
+    vectors = open_vectors(branch_input, tmp_path)
     # Train has 1979 and 1995; years outside this range are clamped to it.
-    expected = [by_hand(y, 1979, 1995, spacing, width) for y in (1979, 1995, 1956, 2020)]
+    expected = [expected_vector(y, 1979, 1995, spacing, width) for y in (1979, 1995, 1956, 2020)]
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, expected, rtol=1e-6, atol=1e-7)
     assert branch_input.network_arguments() == {"width": len(expected[0])}
@@ -57,20 +57,20 @@ def test_narrow_gaussians_do_not_underflow(tmp_path: Path) -> None:
         assert np.isfinite(vector).all() and np.linalg.norm(vector) == pytest.approx(1)
 
 
-def test_near_years_have_like_vectors(tmp_path: Path) -> None:
+def test_near_years_have_similar_vectors(tmp_path: Path) -> None:
     branch_input = YearInput("title")
     branch_input.open(["a (1900)", "b (2000)"], np.arange(2), Store(tmp_path))
-    one, near, far = branch_input.encode([1950, 1952, 1990])["vectors"].numpy()
-    assert one @ near > 0.9 > 0.1 > one @ far
+    vector, near, far = branch_input.encode([1950, 1952, 1990])["vectors"].numpy()
+    assert vector @ near > 0.9 > 0.1 > vector @ far
 
 
-def test_a_title_without_a_year_counts_as_none() -> None:
+def test_title_without_a_year_is_read_as_none() -> None:
     branch_input = YearInput("title")
     assert branch_input.read("Heat") is None and branch_input.read("2001: A Space Odyssey") is None
     assert branch_input.read("Heat (1995)") == 1995
 
 
-def test_without_any_year_in_train(tmp_path: Path) -> None:
+def test_train_without_any_year_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"column title: no text of train has a year"):
         YearInput("title").open(["Heat", "Alien (1979)"], np.array([0]), Store(tmp_path))
 
@@ -81,15 +81,15 @@ def test_one_year_in_train(tmp_path: Path) -> None:
     np.testing.assert_array_equal(features.dense, [[1.0], [1.0]])
 
 
-def test_the_state_rebuilds_it(tmp_path: Path) -> None:
+def test_state_rebuilds_the_input(tmp_path: Path) -> None:
     branch_input = YearInput("title", 3, 2.5)
-    before = opened(branch_input, tmp_path)
+    before = open_vectors(branch_input, tmp_path)
     rebuilt = input_from_text(state_to_text(branch_input))
-    features = rebuilt.open(TITLES, np.array([5]), Store(tmp_path))  # learns nothing any more
+    features = rebuilt.open(TITLES, np.array([5]), Store(tmp_path))  # a fitted input learns nothing
     np.testing.assert_array_equal(features.dense, before)
 
 
-def test_before_it_is_opened() -> None:
+def test_input_that_is_not_fitted_is_refused() -> None:
     branch_input = YearInput("title")
     assert not branch_input.fitted
     with pytest.raises(RuntimeError, match="open"):
@@ -102,6 +102,6 @@ def test_before_it_is_opened() -> None:
     ("argument", "value"),
     [("spacing", 0), ("spacing", 5.0), ("spacing", True), ("width", 0), ("width", float("nan"))],
 )
-def test_bad_arguments_are_refused_by_key(argument: str, value: object) -> None:
+def test_invalid_arguments_are_refused_by_key(argument: str, value: object) -> None:
     with pytest.raises(UserError, match=rf"model\.branches\.b\.input\.{argument}"):
         build_input("b", {"kind": "year", "column": "title", argument: value})

@@ -1,4 +1,4 @@
-"""Encoders that several tests open."""
+"""Encoders, names and texts that several tests share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOWERS = ["clip", "siglip", "dinov2"]
 IMAGES = [*LITES, *TOWERS]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER_HASH = "0" * 64
-SHORT = ["Heat (1995)", "", "Léon: The Professional (1994)", "  two\nlines ", "映画", "word " * 250]
+TEXTS = ["Heat (1995)", "", "Léon: The Professional (1994)", "  two\nlines ", "映画", "word " * 250]
 
 
 def image_encoder(name: str) -> ImageEncoder:

@@ -1,4 +1,4 @@
-"""BatchNorm folded into convolutions gives the same numbers, and only where it may be folded."""
+"""Folding BatchNorms into convolutions keeps the outputs, and is done only where it is valid."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from genre_lightning.inputs.encoders.folding import fold_batch_norms
 
 
-class Shared(nn.Module):
+class SharedConvolution(nn.Module):
     """A convolution whose output is also used before its BatchNorm."""
 
     def __init__(self) -> None:
@@ -19,11 +19,11 @@ class Shared(nn.Module):
         self.norm = nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = self.conv(x)
-        return (self.norm(seen) + seen).mean((2, 3))
+        features = self.conv(x)
+        return (self.norm(features) + features).mean((2, 3))
 
 
-def drawn(module: nn.Module) -> nn.Module:
+def randomise(module: nn.Module) -> nn.Module:
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             assert layer.running_mean is not None and layer.running_var is not None
@@ -35,9 +35,9 @@ def drawn(module: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_folded_is_the_same_function(bias: bool):
+def test_folding_keeps_the_outputs(bias: bool):
     torch.manual_seed(0)
-    module = drawn(
+    module = randomise(
         nn.Sequential(nn.Conv2d(3, 4, 3, bias=bias), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
     )
     posters = torch.randn(2, 3, 8, 6)
@@ -50,9 +50,9 @@ def test_folded_is_the_same_function(bias: bool):
 
 @pytest.mark.parametrize(
     "module",
-    [Shared(), nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3))],
+    [SharedConvolution(), nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3))],
     ids=["output used twice", "norm before convolution"],
 )
-def test_what_can_not_be_folded_stays(module: nn.Module):
-    module = drawn(module)
+def test_module_that_can_not_be_folded_is_returned_unchanged(module: nn.Module):
+    module = randomise(module)
     assert fold_batch_norms(module, torch.randn(1, 3, 8, 6)) is module

@@ -50,7 +50,7 @@ for text in json.loads(sys.argv[2]):
 
 
 def llama_cpp(model: Path, texts: list[str]) -> list[np.ndarray]:
-    """(L, D) of each text: llama.cpp's outputs of the last block, one row per token."""
+    """Return (L, D) for each text: llama.cpp's outputs of the last block, one row per token."""
     done = subprocess.run(
         [sys.executable, "-c", LLAMA_CPP, model, json.dumps(texts)],
         capture_output=True,
@@ -61,7 +61,7 @@ def llama_cpp(model: Path, texts: list[str]) -> list[np.ndarray]:
     return [np.array(json.loads(line), dtype=np.float64) for line in lines]
 
 
-def cut(file: Path, folder: Path, count: int = 3) -> list[Path]:
+def split(file: Path, folder: Path, count: int = 3) -> list[Path]:
     content = file.read_bytes()
     step = -(-len(content) // count)
     parts = [folder / f"part{number}" for number in range(count)]
@@ -70,8 +70,8 @@ def cut(file: Path, folder: Path, count: int = 3) -> list[Path]:
     return parts
 
 
-def pooled(tokens: np.ndarray) -> np.ndarray:
-    """The mean over tokens, weighted by position, followed by the last token's vector."""
+def pool(tokens: np.ndarray) -> np.ndarray:
+    """Return the mean over tokens, weighted by position, followed by the last token's vector."""
     position = np.arange(1, len(tokens) + 1)
     return np.concatenate([position @ tokens / position.sum(), tokens[-1]])
 
@@ -83,64 +83,64 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def packaged(
-    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, blocks: int = LAYERS, **facts: Any
+def install(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, blocks: int = LAYERS, **fields: Any
 ) -> EncoderSpec:
-    """Install a model as a package, as models on PyPI are."""
+    """Make a model importable as a package of parts, like the models on PyPI."""
     package = folder / "tiny_model"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')", "utf-8")
-    parts = cut(model, package)
+    parts = split(model, package)
     monkeypatch.syspath_prepend(str(folder))
     origin = Gguf(
         tuple(Packaged("tiny-model", "tiny_model", part.name) for part in parts),
         blocks,
     )
     # Encoders are opened once per process, so each test needs a different name.
-    return EncoderSpec(name=folder.name, kind="text", origin=origin, **facts)
+    return EncoderSpec(name=folder.name, kind="text", origin=origin, **fields)
 
 
 @pytest.mark.slow
 def test_vectors_are_those_of_llama_cpp(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = packaged(model, tmp_path, monkeypatch)
-    whole = hashlib.sha256(model.read_bytes()).hexdigest()
-    assert weights_sha256(spec) == whole
+    spec = install(model, tmp_path, monkeypatch)
+    sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
+    assert weights_sha256(spec) == sha256
     encoder = open_encoder(spec)
-    assert isinstance(encoder, TextEncoder) and encoder.sha256 == whole
+    assert isinstance(encoder, TextEncoder) and encoder.sha256 == sha256
     for text, vector, tokens in zip(
         TEXTS, encoder.embed(TEXTS).numpy(), llama_cpp(model, TEXTS), strict=True
     ):
         assert len(tokens) > 2 and encoder.tokenize([text]).input_ids.shape == (1, len(tokens))
         # llama.cpp rounds keys and values to float16, and the folder's weights are float16.
-        np.testing.assert_allclose(vector, pooled(tokens), atol=2e-2)
+        np.testing.assert_allclose(vector, pool(tokens), atol=2e-2)
 
 
 @pytest.mark.slow
 def test_the_last_blocks_are_left_out(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = packaged(model, tmp_path, monkeypatch, blocks=1)
+    spec = install(model, tmp_path, monkeypatch, blocks=1)
     encoder = open_encoder(spec)
     assert isinstance(encoder, TextEncoder)
-    # The blocks of a smaller model are drawn with the same weights.
+    # The one block of the shorter model has the same random weights.
     monkeypatch.setattr("tests.ask.tiny_llama.LAYERS", 1)
     shorter = tmp_path / "shorter.gguf"
     write_model(shorter)
     for vector, tokens in zip(encoder.embed(TEXTS).numpy(), llama_cpp(shorter, TEXTS), strict=True):
-        np.testing.assert_allclose(vector, pooled(tokens), atol=2e-2)
+        np.testing.assert_allclose(vector, pool(tokens), atol=2e-2)
 
 
 @pytest.mark.slow
-def test_a_model_is_made_a_folder_once(
+def test_model_is_converted_to_a_folder_once(
     model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("GENRE_LIGHTNING_CACHE", str(tmp_path / "cache"))
-    parts = cut(model, tmp_path)
+    parts = split(model, tmp_path)
     sha256 = hash_parts(parts)
     folder = gguf_folder("tiny", parts, sha256, None)
     assert capfd.readouterr() == ("", "")
@@ -159,13 +159,13 @@ def test_a_model_is_made_a_folder_once(
 
 
 @pytest.mark.slow
-def test_the_tokenizer_is_the_one_of_the_file(
+def test_tokenizer_equals_that_of_the_file(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoTokenizer
 
     monkeypatch.setenv("GENRE_LIGHTNING_CACHE", str(tmp_path / "cache"))
-    parts = cut(model, tmp_path)
+    parts = split(model, tmp_path)
     folder = gguf_folder("tiny", parts, hash_parts(parts), None)
     ours = AutoTokenizer.from_pretrained(folder)
     theirs = AutoTokenizer.from_pretrained(model.parent, gguf_file=model.name)
@@ -175,10 +175,10 @@ def test_the_tokenizer_is_the_one_of_the_file(
     assert ours.added_tokens_decoder == theirs.added_tokens_decoder
 
 
-@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("has_vocab_size", [True, False])
 @pytest.mark.parametrize("alignment", [None, 64])
-def test_the_copy_without_a_vocabulary_is_otherwise_the_same(
-    counted: bool, alignment: int | None, tmp_path: Path
+def test_copy_without_vocabulary_is_otherwise_equal(
+    has_vocab_size: bool, alignment: int | None, tmp_path: Path
 ) -> None:
     whole, network = tmp_path / "whole.gguf", tmp_path / "network.gguf"
     writer = gguf.GGUFWriter(whole, "llama")
@@ -190,59 +190,59 @@ def test_the_copy_without_a_vocabulary_is_otherwise_the_same(
     writer.add_token_scores([0.0, -1.0, -2.0])
     writer.add_add_bos_token(True)
     writer.add_bos_token_id(0)
-    if counted:
+    if has_vocab_size:
         writer.add_vocab_size(5)
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for name, shape in (("one", (3, 5)), ("two", (7,)), ("three", (2, 2, 2))):
-        writer.add_tensor(name, draw.normal(size=shape).astype(np.float32))
+        writer.add_tensor(name, rng.normal(size=shape).astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     write_without_vocabulary(whole, network)
-    one, other = gguf.GGUFReader(whole), gguf.GGUFReader(network)
-    expected = {name: field.contents() for name, field in one.fields.items()}
+    original, copy = gguf.GGUFReader(whole), gguf.GGUFReader(network)
+    expected = {name: field.contents() for name, field in original.fields.items()}
     expected = {name: value for name, value in expected.items() if not name.startswith("GGUF.")}
     del expected["tokenizer.ggml.tokens"], expected["tokenizer.ggml.scores"]
     expected.setdefault("llama.vocab_size", 3)
-    copied_fields = {name: field.contents() for name, field in other.fields.items()}
+    copied_fields = {name: field.contents() for name, field in copy.fields.items()}
     assert {n: value for n, value in copied_fields.items() if not n.startswith("GGUF.")} == expected
-    assert other.alignment == one.alignment == (alignment or 32)
-    assert [tensor.name for tensor in other.tensors] == ["one", "two", "three"]
-    for original, copied in zip(one.tensors, other.tensors, strict=True):
-        assert copied.tensor_type == original.tensor_type
-        np.testing.assert_array_equal(copied.data, original.data)
+    assert copy.alignment == original.alignment == (alignment or 32)
+    assert [tensor.name for tensor in copy.tensors] == ["one", "two", "three"]
+    for expected_tensor, tensor in zip(original.tensors, copy.tensors, strict=True):
+        assert tensor.tensor_type == expected_tensor.tensor_type
+        np.testing.assert_array_equal(tensor.data, expected_tensor.data)
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_gguf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "whole").write_bytes(b"PK" + bytes(30))
     with pytest.raises(UserError, match="not a GGUF file"):
         write_without_vocabulary(tmp_path / "whole", tmp_path / "network")
 
 
-def test_other_content_is_refused_and_leaves_nothing(
+def test_content_with_another_hash_is_refused_and_leaves_no_folder(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GENRE_LIGHTNING_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match=f"part0.*{hash_parts([model])}, not {'0' * 64}"):
-        gguf_folder("tiny", cut(model, tmp_path), "0" * 64, None)
+        gguf_folder("tiny", split(model, tmp_path), "0" * 64, None)
     assert not list((tmp_path / "cache").glob("encoder_*"))
 
 
-def test_a_part_that_is_missing_is_named(
+def test_missing_part_is_named(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = packaged(model, tmp_path, monkeypatch)
+    spec = install(model, tmp_path, monkeypatch)
     (tmp_path / "tiny_model" / "part1").unlink()
     with pytest.raises(EncoderError, match=r"tiny-model lacks part1.*install it again"):
         open_encoder(spec)
 
 
 @pytest.mark.parametrize("library", ["gguf", "accelerate"])
-def test_what_reads_it_is_not_installed(
+def test_missing_library_is_named(
     library: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = packaged(model, tmp_path, monkeypatch)
+    spec = install(model, tmp_path, monkeypatch)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == library else find_spec(name)

@@ -20,23 +20,22 @@ from tests.inputs.encoders.opened import IMAGES, LITES, TOWERS, image_encoder, p
 
 
 @pytest.mark.parametrize("name", LITES)
-def test_lite_computes_what_the_package_s_own_network_computes(name: str):
+def test_lite_matches_the_network_of_its_package(name: str):
     from efficientnet_lite_pytorch import EfficientNet
 
     encoder = image_encoder(name)
-    own = EfficientNet.from_name(f"efficientnet-{name}").eval()
+    reference = EfficientNet.from_name(f"efficientnet-{name}").eval()
     state = torch.load(find_weights(ENCODERS[name]), weights_only=True)
-    own.load_state_dict(state)
-    # Its paddings are fixed for one size, which it was trained at.
-    x = torch.randn(
-        2, 3, own.input_image_size, own.input_image_size, generator=torch.Generator().manual_seed(0)
-    )
+    reference.load_state_dict(state)
+    # The padding of this network is fixed for the size it was trained at.
+    size = (reference.input_image_size, reference.input_image_size)
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = own.extract_features(x)
+        expected = reference.extract_features(x)
         torch.testing.assert_close(
             encoder.module.forward_features(x),  # type: ignore[operator]
             expected,
-            # With wrong padding they differ by more than 0.1; rounding depends on what ran before.
+            # Wrong padding changes outputs by more than 0.1; rounding depends on what ran before.
             atol=1e-4,
             rtol=0,
         )
@@ -57,7 +56,7 @@ def test_lite_names_map_one_to_one(name: str):
     }
 
 
-def test_lite_weights_fit_the_model_with_other_padding_but_are_wrong():
+def test_lite_weights_load_with_wrong_padding_but_give_other_vectors():
     import timm
 
     state = torch.load(find_weights(ENCODERS["lite0"]), weights_only=True)
@@ -71,7 +70,7 @@ def test_lite_weights_fit_the_model_with_other_padding_but_are_wrong():
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_image_encoder_is_as_the_table_says(name: str):
+def test_image_encoder_matches_the_table(name: str):
     spec = ENCODERS[name]
     encoder = image_encoder(name)
     assert (encoder.name, encoder.width, encoder.size) == (name, spec.width, spec.size)
@@ -88,7 +87,7 @@ def test_image_encoder_is_as_the_table_says(name: str):
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_tower_agrees_with_timm(name: str):
+def test_transformer_entries_match_timm(name: str):
     import timm
 
     spec = ENCODERS[name]
@@ -115,7 +114,7 @@ def test_normalise(name: str):
         )
 
 
-def test_lite_normalises_as_it_was_trained():
+def test_lite_normalises_as_in_its_training():
     encoder = image_encoder("lite2")
     pixels = posters(encoder, 1)
     expected = (pixels.double().permute(0, 3, 1, 2) - 127) / 128
@@ -132,13 +131,13 @@ def test_lite_normalises_as_it_was_trained():
     ],
     ids=["floats", "one poster", "transposed", "four channels"],
 )
-def test_normalise_refuses(pixels: Tensor):
+def test_normalise_refuses_invalid_pixels(pixels: Tensor):
     with pytest.raises(ValueError, match=r"pixels must be|takes posters of 384 x 256"):
         image_encoder("lite2").normalise(pixels)
 
 
 @pytest.mark.parametrize("name", ["lite0", "clip"])
-def test_a_poster_s_vector_does_not_depend_on_its_batch(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_posters_vector_does_not_depend_on_its_batch(name: str, monkeypatch: pytest.MonkeyPatch):
     encoder = image_encoder(name)
     pixels = posters(encoder, 5)
     alone = torch.cat([encoder.embed(pixels[i : i + 1]) for i in range(5)])
@@ -148,15 +147,15 @@ def test_a_poster_s_vector_does_not_depend_on_its_batch(name: str, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_head_of_feature_map_is_embed(name: str):
+def test_head_of_feature_map_equals_embed(name: str):
     encoder = image_encoder(name)
     pixels = posters(encoder, 2)
     features = encoder.feature_map(pixels)
     height, width = encoder.size
     stride = {"clip": 32, "siglip": 16, "dinov2": 14}.get(name, 32)
-    places = (-(-height // stride), -(-width // stride))
+    grid = (-(-height // stride), -(-width // stride))
     assert features.map.shape[0] == 2
-    assert features.map.shape[2:] == places
+    assert features.map.shape[2:] == grid
     features.map.requires_grad_()
     vectors = encoder.head(features)
     torch.testing.assert_close(vectors, encoder.embed(pixels), atol=1e-5, rtol=1e-5)
@@ -216,7 +215,7 @@ def test_other_architectures(name: str):
     torch.testing.assert_close(encoder.head(features), vectors, atol=1e-5, rtol=1e-5)
 
 
-def test_an_architecture_without_a_map_says_so():
+def test_architecture_without_a_feature_map_is_refused():
     encoder = open_encoder(
         resolve("timm:eva02_tiny_patch14_224", trusted=True), random_weights=True
     )
@@ -227,12 +226,12 @@ def test_an_architecture_without_a_map_says_so():
 
 
 @pytest.mark.parametrize("classes", [None, 0, 7], ids=["as timm", "no head", "another head"])
-def test_a_user_s_weights_file(tmp_path: Path, classes: int | None):
+def test_weights_file_of_a_user(tmp_path: Path, classes: int | None):
     import timm
     from safetensors.torch import save_file
 
-    arguments: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-    module: Any = timm.create_model("resnet18", **arguments).eval()
+    kwargs: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    module: Any = timm.create_model("resnet18", **kwargs).eval()
     save_file(module.state_dict(), tmp_path / "mine.safetensors")
     spec = resolve("timm:resnet18", trusted=True, weights=tmp_path / "mine.safetensors")
     assert spec.origin == Local(str(tmp_path / "mine.safetensors"))
@@ -246,8 +245,7 @@ def test_a_user_s_weights_file(tmp_path: Path, classes: int | None):
     torch.testing.assert_close(encoder.embed(pixels), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_weights_resized_to_posters(tmp_path: Path):
-    """A transformer's position embeddings are resized to another number of patches, as by timm."""
+def test_position_embeddings_are_resized_as_by_timm(tmp_path: Path):
     import timm
     from safetensors.torch import save_file
 
@@ -264,7 +262,7 @@ def test_weights_resized_to_posters(tmp_path: Path):
     assert encoder.feature_map(posters(encoder, 1)).map.shape[2:] == (6, 4)
 
 
-def test_a_user_s_weights_that_do_not_fit(tmp_path: Path):
+def test_weights_file_that_does_not_fit_is_refused(tmp_path: Path):
     import timm
     from safetensors.torch import save_file
 

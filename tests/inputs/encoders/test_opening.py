@@ -75,7 +75,7 @@ def test_missing_libraries_are_named_in_one_sentence(
 
 
 @pytest.mark.slow
-def test_opening_prints_nothing_asks_no_network_and_imports_little(tmp_path: Path):
+def test_opening_prints_nothing_uses_no_network_and_imports_little(tmp_path: Path):
     code = (
         "import socket\n"
         "def refuse(*args, **kwargs):\n"
@@ -88,7 +88,7 @@ def test_opening_prints_nothing_asks_no_network_and_imports_little(tmp_path: Pat
         "import torch\n"
         "from genre_lightning.late_compiler import NAME, _SubmoduleFinder\n"
         "late = ['wandb', 'sklearn', 'torch._dynamo.config', 'triton']\n"
-        "for name in list(sys.modules):\n"  # of the process that it is forked from
+        "for name in list(sys.modules):\n"  # imported before the fork
         "    if name.partition('.')[0] in late:\n"
         "        del sys.modules[name]\n"
         "del sys.modules[NAME], torch._dynamo\n"
@@ -107,7 +107,7 @@ def test_opening_prints_nothing_asks_no_network_and_imports_little(tmp_path: Pat
     assert done.stdout.splitlines() == ["[]", "[[0.0, 2.0], [2.0, 0.0]]", "1.0"]
 
 
-def test_opened_once():
+def test_threads_open_an_encoder_once():
     opened: list[object] = []
     threads = [
         threading.Thread(
@@ -152,7 +152,7 @@ def test_random_weights_are_not_mistaken_for_trained_ones():
 def test_opening_leaves_the_global_generator_alone(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training ends the same whether vectors are computed or read from the cache."""
+    """Training gives the same result whether vectors are computed or read from the cache."""
     monkeypatch.setattr(opening, "_OPEN", {})
     torch.manual_seed(0)
     before = torch.get_rng_state()

@@ -21,12 +21,12 @@ from tests.inputs.encoders.opened import COMMIT, OTHER_HASH, copy_minilm, image_
 @pytest.mark.parametrize(
     "size", [[8, 64], [64], [64, 64, 64], [64, 2048], [64.0, 64], 64, "ab", [True, 64]], ids=str
 )
-def test_sizes_refused(size: Any):
+def test_invalid_sizes_are_refused(size: Any):
     with pytest.raises(EncoderError, match=r"the size of posters is \[H, W\]"):
         resolve("lite2", size=size)
 
 
-def test_architecture_alone():
+def test_module_with_random_weights_is_reproducible_and_trainable():
     module = build_image_module(ENCODERS["lite0"], seed=3)
     again = build_image_module(ENCODERS["lite0"], seed=3)
     assert module.training
@@ -36,7 +36,7 @@ def test_architecture_alone():
     module.load_state_dict(image_encoder("lite0").module.state_dict())
 
 
-def test_table():
+def test_entries_of_the_table_are_consistent():
     for name, spec in ENCODERS.items():
         assert spec.name == name
         assert spec.width is not None
@@ -47,7 +47,7 @@ def test_table():
 
 
 @pytest.mark.parametrize("sha256", [None, 3, "", "random", "random-x", "A" * 64, OTHER_HASH + "0"])
-def test_a_checkpoint_s_hash_is_a_hash(sha256: Any):
+def test_invalid_hashes_of_checkpoints_are_refused(sha256: Any):
     with pytest.raises(EncoderError, match="of the weights of encoder 'clip'"):
         resolve_from_checkpoint("clip", sha256)
 
@@ -68,7 +68,7 @@ def test_a_checkpoint_s_hash_is_a_hash(sha256: Any):
     ],
     ids=str,
 )
-def test_a_checkpoint_names_nothing_but_the_table(name: Any, monkeypatch: pytest.MonkeyPatch):
+def test_checkpoints_name_only_encoders_of_the_table(name: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(table, "import_library", lambda *_: pytest.fail("imports a library"))
     with pytest.raises(EncoderError, match=r"name the encoder yourself|an encoder must be a name"):
         resolve_from_checkpoint(name, OTHER_HASH)
@@ -76,7 +76,7 @@ def test_a_checkpoint_names_nothing_but_the_table(name: Any, monkeypatch: pytest
         open_encoder(name)
 
 
-def test_a_checkpoint_may_name_a_trusted_encoder(tmp_path: Path):
+def test_checkpoints_can_name_an_encoder_that_the_user_allows(tmp_path: Path):
     folder = copy_minilm(tmp_path)
     mine = resolve(f"folder:{folder}", trusted=True)
     assert str(tmp_path) not in mine.name
@@ -108,12 +108,12 @@ def test_a_checkpoint_may_name_a_trusted_encoder(tmp_path: Path):
     ],
     ids=lambda value: value,
 )
-def test_a_user_s_name_is_checked(name: str, message: str):
+def test_invalid_names_from_users_are_refused(name: str, message: str):
     with pytest.raises(EncoderError, match=message):
         resolve(name, trusted=True)
 
 
-def test_a_user_s_timm_model():
+def test_timm_model_named_by_a_user():
     spec = resolve("timm:resnet18", trusted=True)
     assert spec.name == "timm:resnet18.a1_in1k"
     assert spec.origin == Hub("timm/resnet18.a1_in1k", file="model.safetensors")

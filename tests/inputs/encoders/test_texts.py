@@ -18,7 +18,7 @@ from genre_lightning.inputs.encoders.spec import EncoderError
 from genre_lightning.inputs.encoders.table import ENCODERS, resolve
 from genre_lightning.inputs.encoders.texts import TextEncoder
 from genre_lightning.inputs.encoders.weights import find_weights
-from tests.inputs.encoders.opened import SHORT, copy_minilm
+from tests.inputs.encoders.opened import TEXTS, copy_minilm
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,10 @@ def reference(texts: list[str]) -> np.ndarray:
     return np.asarray(model.encode(texts, show_progress_bar=False))
 
 
-def test_short_texts_are_as_sentence_transformers_has_them(minilm: TextEncoder):
-    vectors = minilm.embed(SHORT)
-    assert (vectors.shape, vectors.dtype) == ((len(SHORT), 384), torch.float32)
-    np.testing.assert_allclose(vectors.numpy(), reference(SHORT), atol=1e-5)
+def test_short_texts_match_sentence_transformers(minilm: TextEncoder):
+    vectors = minilm.embed(TEXTS)
+    assert (vectors.shape, vectors.dtype) == ((len(TEXTS), 384), torch.float32)
+    np.testing.assert_allclose(vectors.numpy(), reference(TEXTS), atol=1e-5)
     assert (minilm.width, minilm.max_tokens) == (ENCODERS["minilm"].width, 256)
     assert minilm.sha256 == ENCODERS["minilm"].sha256
     assert not minilm.module.training
@@ -91,19 +91,19 @@ def test_prompt_after_is_appended_to_each_chunk(minilm: TextEncoder, words: int)
         )
 
 
-def test_a_question_longer_than_the_encoder_takes_is_refused(minilm: TextEncoder):
+def test_prompt_after_that_leaves_no_room_for_a_text_is_refused(minilm: TextEncoder):
     with pytest.raises(EncoderError, match="no room for a text in the 256 tokens"):
         minilm.embed(["Heat"], " why" * 260)
 
 
-def test_a_text_s_vector_does_not_depend_on_the_others(
+def test_vector_of_a_text_does_not_depend_on_the_others(
     minilm: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ):
-    texts = [*SHORT, "a man " * 200, "b", "war and love " * 40]
+    texts = [*TEXTS, "a man " * 200, "b", "war and love " * 40]
     alone = torch.cat([minilm.embed([text]) for text in texts])
-    for tokens, some in ((1, 4096), (100_000, 2)):
+    for tokens, count in ((1, 4096), (100_000, 2)):
         monkeypatch.setattr("genre_lightning.inputs.encoders.texts.CPU_TOKENS", tokens)
-        monkeypatch.setattr("genre_lightning.inputs.encoders.texts._TEXTS_PER_CHUNK", some)
+        monkeypatch.setattr("genre_lightning.inputs.encoders.texts._TEXTS_PER_CHUNK", count)
         torch.testing.assert_close(minilm.embed(texts[::-1]), alone.flip(0), atol=1e-5, rtol=0)
 
 
@@ -131,7 +131,7 @@ def test_tokens_and_module_give_the_vectors(minilm: TextEncoder, tmp_path: Path)
 
 
 def test_texts_from_several_threads(minilm: TextEncoder):
-    texts = SHORT[:3]
+    texts = TEXTS[:3]
     expected = minilm.embed(texts)
     seen: list[Tensor] = []
     threads = [
@@ -147,7 +147,7 @@ def test_texts_from_several_threads(minilm: TextEncoder):
         torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
 
 
-def test_progress_is_reported_within_a_few_thousand_texts(
+def test_progress_is_reported_after_each_batch(
     minilm: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(texts_module, "CPU_TOKENS", 32)
@@ -196,7 +196,7 @@ def test_a_folder_with_code_or_pickles_is_refused(tmp_path: Path):
         open_encoder(resolve(f"folder:{folder}", trusted=True))
 
 
-def test_mpnet_is_as_sentence_transformers_has_it():
+def test_mpnet_matches_sentence_transformers():
     try:
         folder = find_weights(resolve("mpnet"))
     except EncoderError:
@@ -207,5 +207,5 @@ def test_mpnet_is_as_sentence_transformers_has_it():
     encoder = open_encoder("mpnet")
     assert isinstance(encoder, TextEncoder)
     assert (encoder.width, encoder.max_tokens) == (768, 384)
-    expected = SentenceTransformer(str(folder), device="cpu").encode(SHORT)
-    np.testing.assert_allclose(encoder.embed(SHORT).numpy(), expected, atol=1e-5)
+    expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(encoder.embed(TEXTS).numpy(), expected, atol=1e-5)
