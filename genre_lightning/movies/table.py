@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from genre_lightning.cells import unguard
 from genre_lightning.movies.movie import DataError
+from genre_lightning.wording import printable
 
 #: Supported delimiters, and their names for messages.
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
@@ -194,6 +195,6 @@ def _check_header(cells: list[str], name: str, required: Sequence[str]) -> list[
     if missing:
         raise DataError(
             f"{name}:1: the header has no column {' and no '.join(missing)}; "
-            f"it has {', '.join(cells)}; rename the columns that hold these values"
+            f"it has {printable(', '.join(cells))}; rename the columns that hold these values"
         )
     return columns
