@@ -1,4 +1,4 @@
-"""The files that an evaluation writes for people, in a spreadsheet too."""
+"""The CSV files of an evaluation, which people open in spreadsheets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from genre_lightning.report.evaluation import write_evaluation
 from tests.fuzz.hostile import FORMULAS
 
 
-def test_nothing_in_it_is_a_formula_and_all_is_read_back(
+def test_csv_cells_are_never_formulas_and_are_read_back(
     make_case: Callable[..., Any], tmp_path: Path
 ) -> None:
     genres = ["=SUM(A1)", "+War", "Drama"]
@@ -32,7 +32,7 @@ def test_nothing_in_it_is_a_formula_and_all_is_read_back(
             cells = [cell for line in csv.reader(file) for cell in line]
         assert not [cell for cell in cells if cell[:1] in tuple("=+@\t\r")]
         assert all(float(cell) < 0 for cell in cells if cell[:1] == "-")
-    # Names of columns are lower case to readers of datasets.
+    # Readers of datasets convert the names of columns to lower case.
     columns, found = read_table(tmp_path / "predictions.csv", ["title"])
     assert columns[-3:] == [genre.lower() for genre in genres]
     assert [row.cells["title"] for row in found[: len(FORMULAS)]] == list(FORMULAS)
@@ -44,7 +44,7 @@ def test_nothing_in_it_is_a_formula_and_all_is_read_back(
 def test_average_precision_can_be_computed_from_the_predictions(
     make_case: Callable[..., Any], tmp_path: Path
 ) -> None:
-    # As label sets score a rare genre: far below what six decimals tell apart.
+    # Scores as low as label sets give a rare genre: six decimals would not distinguish them.
     case = make_case(["A", "B", "C"], ("name",))
     scores = replace(case.scores, scores=case.scores.scores * 1e-6)
     metrics = write_evaluation(tmp_path, case.model, case.data, scores)
@@ -55,7 +55,7 @@ def test_average_precision_can_be_computed_from_the_predictions(
     assert metrics["map_micro"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_genres_are_told_apart_whatever_they_are_called(
+def test_genres_named_like_other_columns_stay_distinct(
     make_case: Callable[..., Any], tmp_path: Path
 ) -> None:
     genres = ["Sci|Fi", "has_poster", "title"]
