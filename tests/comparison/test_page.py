@@ -55,7 +55,7 @@ def pages(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 def open_page(
     contexts: Callable[..., BrowserContext], pages: dict[str, Path]
 ) -> Iterator[Callable[..., Page]]:
-    """Opens a leaderboard offline; after the test, checks for errors and requests."""
+    """Opens a leaderboard offline; after the test, expects no errors and no requests."""
     errors: list[str] = []
     opened = []
 

@@ -189,7 +189,7 @@ def test_runs_with_different_monitors_are_separate_groups(tmp_path: Path) -> Non
 
 
 def test_lists_of_branches_are_one_key(tmp_path: Path) -> None:
-    """The settings of a branch that some runs lack are no keys."""
+    """The settings of a branch that some runs lack do not become keys."""
     title = {"input": {"kind": "terms", "column": "title"}, "lr_scale": 0.15}
     poster = {"input": {"kind": "pixels", "column": "poster"}, "lr_scale": 1.0}
     for name, branches in (
@@ -273,7 +273,7 @@ def test_which_settings_identify_a_dataset(
     comparison = compare([tmp_path])
     assert (len({group.dataset for group in comparison.groups}) == 1) is same
     assert any("different data" in note for note in comparison.notes) is not same
-    # A folder that is written in two ways is no key either.
+    # A folder that is written in two ways does not become a key either.
     differs = [key for key in {**one, **other} if one.get(key) != other.get(key)]
     if same and differs == ["data.root"]:
         assert comparison.keys == () and [group.settings for group in comparison.groups] == [()]

@@ -251,11 +251,11 @@ def test_the_whole_model_keeps_its_thresholds_without_a_column(two_branches: Any
 
 
 def test_a_column_that_no_movie_has(three_branches: Any):
-    nothing = torch.zeros_like(three_branches.scores.has_column["plot"])
+    no_movies = torch.zeros_like(three_branches.scores.has_column["plot"])
     zeros = torch.zeros_like(three_branches.scores.logits)
     scores = replace(
         three_branches.scores,
-        has_column={**three_branches.scores.has_column, "plot": nothing},
+        has_column={**three_branches.scores.has_column, "plot": no_movies},
         branch_logits={**three_branches.scores.branch_logits, "plot": zeros},
     )
     case = replace(three_branches, scores=scores)
@@ -269,8 +269,8 @@ def test_movies_without_any_column_are_scored_by_the_prior(make_case: Callable[.
     case = make_case(["Action", "Comedy", "Drama"], ["picture", "plot"])
     rows = rows_of(case)
     assert list(rows["Without poster"]) == ["Synopsis alone"]
-    nothing = torch.zeros_like(case.scores.has_column["plot"])
-    has_column = dict.fromkeys(case.scores.has_column, nothing)
+    no_movies = torch.zeros_like(case.scores.has_column["plot"])
+    has_column = dict.fromkeys(case.scores.has_column, no_movies)
     bare = replace(case, scores=replace(case.scores, has_column=has_column))
     assert list(rows_of(bare)["All movies"]) == ["Prior alone"]
 
@@ -283,7 +283,7 @@ def test_two_branches_on_one_column_are_one_group(three_branches: Any):
     same = replace(scores, has_column={**scores.has_column, "plot": scores.has_column["name"]})
     groups = movie_groups(model, same)
     assert [group.name for group in groups] == ["All movies", "With poster", "Without poster"]
-    # One of the branches can use some values only, as the one that needs a year in the title.
+    # One of the branches can use some values only, such as the one that needs a year in the title.
     other = replace(scores, has_column={**scores.has_column, "plot": scores.has_column["plot"]})
     groups = movie_groups(model, other)
     names = ["All movies", "With poster and plot", "Without poster", "Without plot"]

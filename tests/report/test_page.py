@@ -285,7 +285,7 @@ def test_a_long_name_leaves_room_for_the_heat_map():
 def open_page(
     contexts: Callable[..., BrowserContext], page_file: Path
 ) -> Iterator[Callable[..., Page]]:
-    """Opens the report offline; after the test, checks for errors and requests."""
+    """Opens the report offline; after the test, expects no errors and no requests."""
     errors: list[str] = []
     requests: list[str] = []
     pages = []

@@ -95,8 +95,8 @@ def test_bootstrap_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyP
 
 def test_a_single_movie_has_no_intervals():
     result = bootstrap(np.full((1, 2), 0.6), np.array([[1, 0]]), np.full(2, 0.5), resamples=3)
-    found = interval(1.0, result.metrics["map_macro"])
-    assert found.value == 1.0 and np.isnan([found.low, found.high]).all()
+    actual = interval(1.0, result.metrics["map_macro"])
+    assert actual.value == 1.0 and np.isnan([actual.low, actual.high]).all()
 
 
 def test_there_is_no_interval_if_all_resamples_agree():
@@ -104,8 +104,8 @@ def test_there_is_no_interval_if_all_resamples_agree():
     scores, targets = draw(60, [0.4, 0.4], seed=0)
     scores[:, 1], targets[:, 1] = 0.1, np.arange(60) < 3
     result = bootstrap(scores, targets, np.full(2, 0.5), resamples=50)
-    found = interval(0.0, result.per_genre["f1"][:, 1])
-    assert found.value == 0 and np.isnan([found.low, found.high]).all()
+    actual = interval(0.0, result.per_genre["f1"][:, 1])
+    assert actual.value == 0 and np.isnan([actual.low, actual.high]).all()
     assert interval(0.5, result.per_genre["f1"][:, 0]).low < 0.5
 
 
@@ -127,8 +127,8 @@ def test_resamples_are_draws_with_replacement_and_repeatable():
 
 def test_interval_mirrors_the_quantiles_and_contains_the_estimate():
     resampled = np.linspace(0.4, 0.6, 1001)
-    found = interval(0.45, resampled)
-    assert (found.low, found.high) == pytest.approx((0.9 - 0.595, 0.9 - 0.405))
+    actual = interval(0.45, resampled)
+    assert (actual.low, actual.high) == pytest.approx((0.9 - 0.595, 0.9 - 0.405))
     assert interval(0.02, np.array([0.01, 0.5])).low == 0.0
     beyond = interval(0.1, np.array([0.2, 0.3, np.nan]))
     assert beyond.low <= 0.1 == beyond.high
@@ -146,8 +146,8 @@ def test_intervals_of_map_cover_the_truth_if_genres_are_rare():
         scores, targets = draw(250, prevalence, seed=1 + trial)
         metrics = genre_metrics(torch.tensor(scores), torch.tensor(targets), torch.full((6,), 0.5))
         resampled = bootstrap(scores, targets, np.full(6, 0.5), resamples=100, seed=trial).metrics
-        found = interval(metrics["map_macro"], resampled["map_macro"])
-        mirrored += found.low <= truth <= found.high
+        actual = interval(metrics["map_macro"], resampled["map_macro"])
+        mirrored += actual.low <= truth <= actual.high
         low, high = np.quantile(resampled["map_macro"], [0.025, 0.975])
         plain += low <= truth <= high
     assert mirrored >= 34
@@ -169,20 +169,20 @@ def test_intervals_of_ap_cover_the_truth_for_a_genre_of_seven_movies():
         value = average_precision_score(targets[:, 0], scores[:, 0])
         result = bootstrap(scores, targets, np.full(1, 0.5), resamples=100, seed=trial)
         resampled = result.per_genre["ap"][:, 0]
-        found = ap_interval(value, resampled, 300)
-        by_logits += found.low <= truth <= found.high
-        found = interval(value, resampled)
-        mirrored += found.low <= truth <= found.high
+        actual = ap_interval(value, resampled, 300)
+        by_logits += actual.low <= truth <= actual.high
+        actual = interval(value, resampled)
+        mirrored += actual.low <= truth <= actual.high
     assert by_logits >= 53
     assert mirrored < by_logits - 6  # why AP has intervals of its own
 
 
 def test_an_interval_of_ap_is_symmetric_in_its_logit():
     resampled = np.array([0.2, 0.3, 0.5, np.nan])
-    found = ap_interval(0.3, resampled, 50)
+    actual = ap_interval(0.3, resampled, 50)
     logits = np.log(resampled[:3] / (1 - resampled[:3]))
     ends = np.log(0.3 / 0.7) + 1.96 * np.std(logits) * np.array([-1, 1])
-    assert (found.low, found.high) == pytest.approx(1 / (1 + np.exp(-ends)), abs=1e-4)
+    assert (actual.low, actual.high) == pytest.approx(1 / (1 + np.exp(-ends)), abs=1e-4)
     # 1 has no finite logit, yet can be the upper end.
     best = ap_interval(1.0, np.array([0.8, 1.0]), 50)
     assert 0.5 < best.low < 0.99 and best.high == 1.0

@@ -38,7 +38,7 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "keys"),
+    ("group", "keys"),
     [
         ("none", []),
         ("wandb", ["wandb"]),
@@ -46,9 +46,9 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
         ("[csv,tensorboard,wandb]", ["csv", "tensorboard", "wandb"]),
     ],
 )
-def test_several_loggers_at_once(chosen: str, keys: list[str], repository: Path) -> None:
+def test_several_loggers_at_once(group: str, keys: list[str], repository: Path) -> None:
     with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
-        cfg = compose("train", [f"logger={chosen}"])
+        cfg = compose("train", [f"logger={group}"])
     assert list(cfg.logger) == keys
 
 
@@ -109,8 +109,8 @@ def test_a_logger_is_finalized_once_after_all_scores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(CallsLogger, "calls", [])
-    chosen = ["+logger.calls._target_=tests.running.CallsLogger", "trainer.max_epochs=1"]
-    overrides = tiny_overrides(*chosen, *["optimizer.lr=1e30"] * fails, model="title")
+    settings = ["+logger.calls._target_=tests.running.CallsLogger", "trainer.max_epochs=1"]
+    overrides = tiny_overrides(*settings, *["optimizer.lr=1e30"] * fails, model="title")
     if fails:
         with pytest.raises(UserError, match="diverged"):
             train_here(tmp_path, overrides)

@@ -222,9 +222,9 @@ def test_the_movie_table_always_has_the_title(
 
 
 def test_the_movie_table_shows_incomplete_movies_if_none_is_complete(three_branches: Any) -> None:
-    nothing = torch.zeros_like(three_branches.scores.has_column["plot"])
+    no_movies = torch.zeros_like(three_branches.scores.has_column["plot"])
     scores = replace(
-        three_branches.scores, has_column={**three_branches.scores.has_column, "plot": nothing}
+        three_branches.scores, has_column={**three_branches.scores.has_column, "plot": no_movies}
     )
     table = movie_table(three_branches.model, three_branches.data, scores, 100)
     assert len(table.data) == 24
