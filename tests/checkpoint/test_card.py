@@ -1,4 +1,4 @@
-"""Checkpoints: enough to rebuild a model alone, and safe to load from an untrusted source."""
+"""Checkpoints: they alone rebuild a model, and are safe to load from an untrusted source."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ Change = Callable[[dict[str, Any]], Any]
 
 
 @pytest.fixture(scope="session")
-def honest(trained_run: Path) -> Path:
-    """A checkpoint as training writes it."""
+def trained_ckpt(trained_run: Path) -> Path:
+    """A checkpoint written by training."""
     return trained_run / "checkpoints" / "last.ckpt"
 
 
 @pytest.fixture(scope="session")
-def content(honest: Path) -> dict[str, Any]:
-    """Content of the honest checkpoint; tests must not change it."""
-    loaded: dict[str, Any] = torch.load(honest, weights_only=True)
+def content(trained_ckpt: Path) -> dict[str, Any]:
+    """Content of the trained checkpoint; tests must not change it."""
+    loaded: dict[str, Any] = torch.load(trained_ckpt, weights_only=True)
     return loaded
 
 
 @pytest.fixture
-def forged(content: dict[str, Any], tmp_path: Path) -> Callable[[Change], Path]:
-    """Writes the honest checkpoint with a change: `forged(lambda c: c.pop("state_dict"))`.
+def forge(content: dict[str, Any], tmp_path: Path) -> Callable[[Change], Path]:
+    """Writes the trained checkpoint with a change: `forge(lambda c: c.pop("state_dict"))`.
 
-    The change finds the inputs' states as mappings. They are written as strings again, unless
-    there is something in them that JSON can't say.
+    The change gets the inputs' states as mappings. They are written as strings again, unless JSON
+    can't represent them.
     """
 
-    def forge(change: Change) -> Path:
+    def write_forged(change: Change) -> Path:
         checkpoint: Any = copy.deepcopy(content)
         description = checkpoint[CHECKPOINT_KEY]
         texts = description["inputs"]
@@ -64,11 +64,11 @@ def forged(content: dict[str, Any], tmp_path: Path) -> Callable[[Change], Path]:
         torch.save(checkpoint, path)
         return path
 
-    return forge
+    return write_forged
 
 
 def put(*keys: Any, value: Any) -> Change:
-    """The change that sets `checkpoint[keys[0]][keys[1]]... = value`."""
+    """A change that sets `checkpoint[keys[0]][keys[1]]... = value`."""
 
     def change(checkpoint: dict[str, Any]) -> None:
         place: Any = checkpoint
@@ -91,20 +91,20 @@ def poster(*keys: Any, value: Any) -> Change:
     return card("inputs", "poster_resnet", *keys, value=value)
 
 
-def turn_inputs(checkpoint: dict[str, Any]) -> None:
+def reverse_inputs(checkpoint: dict[str, Any]) -> None:
     inputs = checkpoint[CHECKPOINT_KEY]["inputs"]
     for name in list(reversed(inputs)):
         inputs[name] = inputs.pop(name)
 
 
-#: A state that no input of ours has.
+#: The state of an input that the trained checkpoint does not have.
 INPUT = state_to_text(TermsInput("title", 16))
 
 
 def copy_zip(
     source: Path, target: Path, change: Callable[[str, bytes], bytes], method: int = 0
 ) -> Path:
-    """A zip with the same entries, each put through `change(name, data)`."""
+    """Copy a zip file, replacing the data of each entry by `change(name, data)`."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", method) as new:
         for entry in old.infolist():
             new.writestr(entry.filename, change(entry.filename, old.read(entry)))
@@ -112,15 +112,15 @@ def copy_zip(
 
 
 def with_pickle(source: Path, target: Path, data: bytes) -> Path:
-    """The same archive with another pickle."""
+    """Copy a checkpoint with another pickle in its archive."""
     return copy_zip(source, target, lambda n, old: data if n.endswith("data.pkl") else old)
 
 
-# What an honest one holds.
+# Format and content.
 
 
-def test_it_is_plain_data_for_torch(honest: Path) -> None:
-    checkpoint = torch.load(honest, weights_only=True)
+def test_a_checkpoint_is_plain_data(trained_ckpt: Path) -> None:
+    checkpoint = torch.load(trained_ckpt, weights_only=True)
     assert {"state_dict", "optimizer_states", CHECKPOINT_KEY} <= set(checkpoint)
     assert "hyper_parameters" not in checkpoint
     assert set(checkpoint[CHECKPOINT_KEY]) == {
@@ -130,23 +130,23 @@ def test_it_is_plain_data_for_torch(honest: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("older", [1, 2, 3, 5, "4", None, True, [4]], ids=repr)
-def test_another_format_is_refused_with_one_sentence(
-    older: Any, forged: Callable[[Change], Path]
+@pytest.mark.parametrize("other", [1, 2, 3, 5, "4", None, True, [4]], ids=repr)
+def test_another_format_is_refused_with_a_short_message(
+    other: Any, forge: Callable[[Change], Path]
 ) -> None:
     with pytest.raises(CheckpointError) as caught:
-        load_model(forged(card("format", value=older)))
+        load_model(forge(card("format", value=other)))
     message = str(caught.value)
-    assert f"its format is {older!r}, and this version reads 4: train it again with this" in message
+    assert f"its format is {other!r}, and this version reads 4: train it again with this" in message
     assert "\n" not in message and len(message) < 500
 
 
-def test_what_the_format_before_looked_like_is_refused_alike(honest: Path, tmp_path: Path) -> None:
-    checkpoint = torch.load(honest, weights_only=True)
-    former = checkpoint[CHECKPOINT_KEY]
-    titles = former.pop("inputs")["title_tfidf"]
-    former.update(format=3, titles=titles, poster_size=32, poster_pool=1)
-    former["network"] = {"num_genres": 8, "title": {"name": "title_mlp"}, "poster": None}
+def test_a_checkpoint_of_the_previous_format_is_refused(trained_ckpt: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(trained_ckpt, weights_only=True)
+    description = checkpoint[CHECKPOINT_KEY]
+    titles = description.pop("inputs")["title_tfidf"]
+    description.update(format=3, titles=titles, poster_size=32, poster_pool=1)
+    description["network"] = {"num_genres": 8, "title": {"name": "title_mlp"}, "poster": None}
     torch.save(checkpoint, tmp_path / "older.ckpt")
     with pytest.raises(CheckpointError, match=r"older\.ckpt: its format is 3.*train it again"):
         load_model(tmp_path / "older.ckpt")
@@ -156,7 +156,7 @@ def test_what_the_format_before_looked_like_is_refused_alike(honest: Path, tmp_p
 
 
 class Payload:
-    """Pickled as a function call."""
+    """An object that is pickled as a function call."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = (function, arguments)
@@ -189,10 +189,10 @@ PLACES = {
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=list(PLACES))
 def test_a_payload_does_not_run(
-    place: tuple[Any, ...], forged: Callable[[Change], Path], tmp_path: Path
+    place: tuple[Any, ...], forge: Callable[[Change], Path], tmp_path: Path
 ) -> None:
     marker = tmp_path / "marker"
-    path = forged(put(*place, value=Payload(os.system, f"touch {marker}")))
+    path = forge(put(*place, value=Payload(os.system, f"touch {marker}")))
     with pytest.raises(CheckpointError, match=r"forged\.ckpt.*refused.*system"):
         load_model(path)
     assert not marker.exists()
@@ -207,7 +207,7 @@ def test_a_payload_does_not_run(
         Payload(getattr, "", "format"),
         Payload(torch.load, "/dev/null"),
         Payload(torch.hub.load, "x"),
-        # These two are let through by torch's own list: a terabyte of zeros, and hours.
+        # torch itself allows these two: a terabyte of zeros, and hours of work.
         Payload(bytearray, 10**12),
         Payload(torch.Tensor, 10**9),
         set(),
@@ -222,15 +222,15 @@ def test_a_payload_does_not_run(
     ],
     ids=lambda payload: payload.name if isinstance(payload, Payload) else type(payload).__name__,
 )
-def test_what_training_never_writes_is_refused(
-    payload: Any, forged: Callable[[Change], Path]
+def test_values_that_training_never_writes_are_refused(
+    payload: Any, forge: Callable[[Change], Path]
 ) -> None:
-    path = forged(put("loops", "x", value=payload))
+    path = forge(put("loops", "x", value=payload))
     with little_memory(), pytest.raises(CheckpointError, match=r"forged\.ckpt: "):
         read_checkpoint(path)
 
 
-def test_other_pickles_do_not_run(honest: Path, tmp_path: Path) -> None:
+def test_a_payload_in_another_pickle_does_not_run(trained_ckpt: Path, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     payload = Payload(os.system, f"touch {marker}")
     path = tmp_path / "other.ckpt"
@@ -239,11 +239,11 @@ def test_other_pickles_do_not_run(honest: Path, tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(CheckpointError, match=r"other\.ckpt"):
             load_model(path)
-        with_pickle(honest, path, data)
+        with_pickle(trained_ckpt, path, data)
         with pytest.raises(CheckpointError, match=r"other\.ckpt"):
             load_model(path)
-        # A pickle that is a zip as well, for readers who look for one at the end.
-        path.write_bytes(data + honest.read_bytes())
+        # A pickle and a zip file in one: readers of zip files start at the end.
+        path.write_bytes(data + trained_ckpt.read_bytes())
         with pytest.raises(CheckpointError, match=r"other\.ckpt"):
             load_model(path)
     torch.save({CHECKPOINT_KEY: payload}, path, _use_new_zipfile_serialization=False)
@@ -252,8 +252,8 @@ def test_other_pickles_do_not_run(honest: Path, tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_lightnings_way_to_name_code_is_refused(forged: Callable[[Change], Path]) -> None:
-    path = forged(
+def test_an_instantiator_of_lightning_is_refused(forge: Callable[[Change], Path]) -> None:
+    path = forge(
         put(
             "hyper_parameters",
             value={"_instantiator": "pytorch_lightning.cli.instantiate_module"},
@@ -281,10 +281,10 @@ def test_lightnings_way_to_name_code_is_refused(forged: Callable[[Change], Path]
     ],
     ids=lambda place: ".".join(map(str, place)) or "top",
 )
-def test_no_key_names_code(
-    key: str, place: tuple[Any, ...], forged: Callable[[Change], Path]
+def test_keys_that_name_code_are_refused(
+    key: str, place: tuple[Any, ...], forge: Callable[[Change], Path]
 ) -> None:
-    path = forged(put(*place, key, value="os.system"))
+    path = forge(put(*place, key, value="os.system"))
     with pytest.raises(CheckpointError, match=key):
         load_model(path)
 
@@ -307,14 +307,14 @@ def test_no_key_names_code(
     ["genre_lightning.data.os.system", "os.system", "__class__", "", None, [], {}, 1, "poster_x"],
     ids=repr,
 )
-def test_parts_have_names_out_of_a_table(
-    place: tuple[str, ...], name: Any, forged: Callable[[Change], Path]
+def test_names_that_are_in_no_table_are_refused(
+    place: tuple[str, ...], name: Any, forge: Callable[[Change], Path]
 ) -> None:
     with pytest.raises(CheckpointError, match=r"forged\.ckpt"):
-        load_model(forged(card(*place, value=name)))
+        load_model(forge(card(*place, value=name)))
 
 
-# Values that make no model.
+# Values that are no valid model.
 
 
 def resized(name: str, *shape: int) -> Change:
@@ -347,9 +347,9 @@ BAD_VALUES: dict[str, tuple[Change, str]] = {
         "variance",
     ),
     "weight missing": (drop("state_dict", BIAS), "head.bias"),
-    "weight too many": (resized("network.branches.title_tfidf.extra", 1), "title_tfidf.extra"),
-    "weight of no layer": (resized("other.weight", 1), "more than a network"),
-    "weights by number": (put("state_dict", 0, value=torch.zeros(1)), "no weights"),
+    "extra weight": (resized("network.branches.title_tfidf.extra", 1), "title_tfidf.extra"),
+    "weight outside of the network": (resized("other.weight", 1), "more than a network"),
+    "weight named by a number": (put("state_dict", 0, value=torch.zeros(1)), "no weights"),
     "no weights": (put("state_dict", value=[]), "no weights"),
     "stride 0": (put("state_dict", BIAS, value=torch.zeros(1).expand(8)), "claims more numbers"),
     "no card": (drop(CHECKPOINT_KEY), "not a checkpoint of this project"),
@@ -359,8 +359,8 @@ BAD_VALUES: dict[str, tuple[Change, str]] = {
     "no genres": (card("genres", value=[]), "genres"),
     "genre twice": (card("genres", 0, value="Comedy"), "genres"),
     "genre is a number": (card("genres", 0, value=1), "genres"),
-    "genre commands terminals": (card("genres", 0, value="\x1b[2J"), "genres"),
-    "genre is no text": (card("genres", 0, value="\ud800"), "not text"),
+    "genre with a terminal escape": (card("genres", 0, value="\x1b[2J"), "genres"),
+    "genre is a lone surrogate": (card("genres", 0, value="\ud800"), "not text"),
     "genre missing": (card("genres", value=["A"]), "threshold"),
     "threshold nan": (card("thresholds", 0, value=float("nan")), "threshold"),
     "threshold inf": (card("thresholds", 0, value=float("inf")), "threshold"),
@@ -372,7 +372,7 @@ BAD_VALUES: dict[str, tuple[Change, str]] = {
     "threshold list": (card("threshold_fit", value=[]), "thresholds were fitted"),
     "stacking": (card("stacking", value={"genres": [], "offsets": []}), "its stacking can't be"),
     "label sets": (card("label_sets", value={"sets": [[0]]}), "its label sets can't be used"),
-    "label sets of others": (
+    "label sets of other genres": (
         card("label_sets", value={"sets": [[99]], "only": [-1], "unseen": [0.5]}),
         "its label sets can't be used: a set is not of",
     ),
@@ -390,11 +390,11 @@ BAD_VALUES: dict[str, tuple[Change, str]] = {
     "inputs are a list": (card("inputs", value=[]), "inputs is missing or not a mapping"),
     "an input is a mapping": (card("inputs", value={"title_tfidf": {"a": (1, 2)}}), "not a text"),
     "an input is missing": (drop(CHECKPOINT_KEY, "inputs", "poster_resnet"), "its inputs title_tf"),
-    "an input too many": (card("inputs", "x", value=INPUT), "its inputs .*, x"),
+    "an extra input": (card("inputs", "x", value=INPUT), "its inputs .*, x"),
     "many inputs": (card("inputs", value={f"b{n}": INPUT for n in range(99)}), "more than 64"),
-    "inputs in another order": (turn_inputs, "its inputs poster_resnet, title_tfidf"),
+    "inputs in another order": (reverse_inputs, "its inputs poster_resnet, title_tfidf"),
     "a column without a name": (title("column", value=""), "column has no name"),
-    "a column that commands terminals": (title("column", value="\x1b[2J"), "JSON|column"),
+    "a column with a terminal escape": (title("column", value="\x1b[2J"), "JSON|column"),
     "a number as a column": (title("column", value=7), "column has no name"),
     "an input of another kind": (card("inputs", "poster_resnet", value=INPUT), "takes pixels"),
     "loss argument": (card("loss", "x", value=1), "loss"),
@@ -403,13 +403,13 @@ BAD_VALUES: dict[str, tuple[Change, str]] = {
         "loss",
     ),
     "loss counts are text": (card("loss", "genre_counts", value="ab"), "loss"),
-    "other loss's activation": (card("activation", value="softmax"), "activation"),
+    "activation of another loss": (card("activation", value="softmax"), "activation"),
     "no branch": (
         card("network", value={"num_genres": 8, "branches": {}}),
         "1 to 64 branches",
     ),
     "branch argument": (card("network", "branches", "title_tfidf", "x", value=1), "network"),
-    "branch of a strange name": (card("network", "branches", "a.b", value={}), "not a valid name"),
+    "invalid branch name": (card("network", "branches", "a.b", value={}), "not a valid name"),
     "network argument": (card("network", "x", value=1), "network"),
     "network key": (card("network", 1, value=1), "network"),
     "vocabularies differ": (title("vocabulary_size", value=300), "made for vocabulary_size 256"),
@@ -423,10 +423,10 @@ BAD_VALUES: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize(("change", "message"), BAD_VALUES.values(), ids=list(BAD_VALUES))
 def test_bad_values_are_refused(
-    change: Change, message: str, forged: Callable[[Change], Path]
+    change: Change, message: str, forge: Callable[[Change], Path]
 ) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
-        load_model(forged(change))
+        load_model(forge(change))
     assert "forged.ckpt" in str(caught.value)
     assert len(str(caught.value)) < 2000
 
@@ -450,10 +450,10 @@ BAD_JSON: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("change", BAD_JSON.values(), ids=list(BAD_JSON))
-def test_bad_json_is_refused_without_memory(
-    change: Callable[[str], str], honest: Path, tmp_path: Path
+def test_bad_json_is_refused_in_little_memory(
+    change: Callable[[str], str], trained_ckpt: Path, tmp_path: Path
 ) -> None:
-    checkpoint = torch.load(honest, weights_only=True)
+    checkpoint = torch.load(trained_ckpt, weights_only=True)
     inputs = checkpoint[CHECKPOINT_KEY]["inputs"]
     before = inputs["title_tfidf"]
     inputs["title_tfidf"] = change(before)
@@ -466,23 +466,23 @@ def test_bad_json_is_refused_without_memory(
     assert len(str(caught.value)) < 2000
 
 
-# Sizes.
+# Absurd sizes.
 
 
-def laughs(checkpoint: dict[str, Any]) -> None:
+def nested_lists(checkpoint: dict[str, Any]) -> None:
     value: list[Any] = []
     for _ in range(25):
         value = [value] * 10
     checkpoint["loops"] = value
 
 
-def itself(checkpoint: dict[str, Any]) -> None:
+def self_containing_list(checkpoint: dict[str, Any]) -> None:
     value: list[Any] = []
     value.extend([value] * 10)
     checkpoint["loops"] = value
 
 
-def long_string(checkpoint: dict[str, Any]) -> None:
+def repeated_string(checkpoint: dict[str, Any]) -> None:
     checkpoint["loops"] = ["x" * 10**6] * 10**4
 
 
@@ -496,8 +496,8 @@ def wide_vocabulary(hidden: int, size: int) -> Change:
     return change
 
 
-def borrowed_weight(checkpoint: dict[str, Any]) -> None:
-    """A gigabyte of weights, of which the file stores four bytes."""
+def expanded_weight(checkpoint: dict[str, Any]) -> None:
+    """A gigabyte of weights, for which the file stores only four bytes."""
     wide_vocabulary(256, 2**20)(checkpoint)
     weight = "network.branches.title_tfidf.embed.weight"
     checkpoint["state_dict"][weight] = torch.zeros(1, 1).expand(2**20, 256)
@@ -517,38 +517,38 @@ ABSURD: dict[str, Change] = {
     "genres": card("network", "num_genres", value=10**7),
     "vocabulary": wide_vocabulary(8, 10**9),
     "largest vocabulary": wide_vocabulary(8192, 2**20),
-    "honest size, no weights": wide_vocabulary(256, 2**20),
-    "honest size, borrowed weights": borrowed_weight,
+    "allowed size, no weights": wide_vocabulary(256, 2**20),
+    "allowed size, expanded weights": expanded_weight,
     "n-grams": title("ngram_range", value=[1, 10**9]),
-    "a list of lists": laughs,
-    "a list of itself": itself,
-    "one string again and again": long_string,
+    "nested lists": nested_lists,
+    "a list that contains itself": self_containing_list,
+    "one string repeated": repeated_string,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("change", ABSURD.values(), ids=list(ABSURD))
-def test_absurd_sizes_are_refused_without_memory(
-    change: Change, forged: Callable[[Change], Path]
+def test_absurd_sizes_are_refused_in_little_memory(
+    change: Change, forge: Callable[[Change], Path]
 ) -> None:
-    path = forged(change)
+    path = forge(change)
     with little_memory(), pytest.raises(CheckpointError, match=r"forged\.ckpt"):
         load_model(path)
 
 
 @pytest.mark.parametrize("record", [4, 4000], ids=["too small a record", "too large a record"])
-def test_a_tensor_has_the_bytes_that_its_record_has(
-    record: int, honest: Path, tmp_path: Path
+def test_a_record_of_another_size_than_its_tensor_is_refused(
+    record: int, trained_ckpt: Path, tmp_path: Path
 ) -> None:
     def change(name: str, data: bytes) -> bytes:
         return bytes(record) if name.endswith("data/0") else data
 
-    path = copy_zip(honest, tmp_path / "records.ckpt", change)
+    path = copy_zip(trained_ckpt, tmp_path / "records.ckpt", change)
     with pytest.raises(CheckpointError, match=r"claims .* numbers, and its record has"):
         load_model(path)
 
 
-def test_a_tensor_stays_in_its_record(tmp_path: Path) -> None:
-    # Four numbers are stored; the pickle's tensor is of (100,): torch would make room for the rest.
+def test_a_tensor_larger_than_its_record_is_refused(tmp_path: Path) -> None:
+    # Four numbers are stored, but the pickle has a tensor of (100,): torch would allocate the rest.
     path = tmp_path / "tensor.ckpt"
     torch.save({"x": torch.zeros(4)}, path)
     with zipfile.ZipFile(path) as archive:
@@ -559,8 +559,8 @@ def test_a_tensor_stays_in_its_record(tmp_path: Path) -> None:
         load_model(tmp_path / "longer.ckpt")
 
 
-def test_attributes_can_not_hide_methods(tmp_path: Path, honest: Path) -> None:
-    checkpoint = torch.load(honest, weights_only=True)
+def test_attributes_that_hide_methods_are_refused(tmp_path: Path, trained_ckpt: Path) -> None:
+    checkpoint = torch.load(trained_ckpt, weights_only=True)
     checkpoint["state_dict"].startswith = "not a method"
     path = tmp_path / "attributes.ckpt"
     torch.save(checkpoint, path)
@@ -569,17 +569,19 @@ def test_attributes_can_not_hide_methods(tmp_path: Path, honest: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_compressed_archives_are_refused(method: int, honest: Path, tmp_path: Path) -> None:
-    path = copy_zip(honest, tmp_path / "bomb.ckpt", lambda _, data: data + bytes(10**5), method)
+def test_compressed_archives_are_refused(method: int, trained_ckpt: Path, tmp_path: Path) -> None:
+    path = copy_zip(
+        trained_ckpt, tmp_path / "bomb.ckpt", lambda _, data: data + bytes(10**5), method
+    )
     with little_memory(), pytest.raises(CheckpointError, match="compressed"):
         load_model(path)
 
 
-# Files that are not whole, or not what they seem.
+# Damaged files and files of other kinds.
 
 
-def test_truncated_files_are_refused(honest: Path, tmp_path: Path) -> None:
-    data = honest.read_bytes()
+def test_truncated_files_are_refused(trained_ckpt: Path, tmp_path: Path) -> None:
+    data = trained_ckpt.read_bytes()
     path = tmp_path / "truncated.ckpt"
     for size in [0, 1, 4, 100, len(data) // 3, len(data) // 2, *range(len(data) - 120, len(data))]:
         path.write_bytes(data[:size])
@@ -598,7 +600,7 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "missing.ckpt", "\0", "x" * 5000, "fifo"])
-def test_what_is_no_file_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_refused(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     reasons = "there is no such file|can't be read: File name too long|it is a folder; name .*"
     with pytest.raises(CheckpointError, match=rf": ({reasons})$"):
@@ -606,15 +608,15 @@ def test_what_is_no_file_is_refused(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["before", "after", "between", "comment", "twice"])
-def test_archives_with_something_beside_are_refused(
-    kind: str, honest: Path, tmp_path: Path
+def test_archives_with_extra_bytes_are_refused(
+    kind: str, trained_ckpt: Path, tmp_path: Path
 ) -> None:
-    data, path = honest.read_bytes(), tmp_path / "beside.ckpt"
+    data, path = trained_ckpt.read_bytes(), tmp_path / "beside.ckpt"
     path.write_bytes(
         {
             "before": b"x" * 100 + data,
             "after": data + b"x" * 100,
-            # Readers that count from the end and such that count from the start see two contents.
+            # Readers that count from the end find other content than those from the start.
             "between": data[:-98] + b"x" * 100 + data[-98:],
             "comment": data[:-2] + b"\5\0hello",
             "twice": data + data,
@@ -626,9 +628,11 @@ def test_archives_with_something_beside_are_refused(
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("name", ["{}/data.pkl", "{}/DATA.PKL", "other/data.pkl"])
-def test_an_archive_has_one_of_each_entry(name: str, honest: Path, tmp_path: Path) -> None:
+def test_an_archive_with_two_pickles_is_refused(
+    name: str, trained_ckpt: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "double.ckpt"
-    path.write_bytes(honest.read_bytes())
+    path.write_bytes(trained_ckpt.read_bytes())
     with zipfile.ZipFile(path, "a") as archive:
         folder = archive.namelist()[0].partition("/")[0]
         archive.writestr(name.format(folder), b"x")
@@ -636,11 +640,11 @@ def test_an_archive_has_one_of_each_entry(name: str, honest: Path, tmp_path: Pat
         load_model(path)
 
 
-def test_an_entry_lies_within_the_file(honest: Path, tmp_path: Path) -> None:
-    data = bytearray(honest.read_bytes())
-    with zipfile.ZipFile(honest) as archive:
+def test_an_entry_beyond_the_end_of_the_file_is_refused(trained_ckpt: Path, tmp_path: Path) -> None:
+    data = bytearray(trained_ckpt.read_bytes())
+    with zipfile.ZipFile(trained_ckpt) as archive:
         last = [entry for entry in archive.infolist() if "/data/" in entry.filename][-1]
-    data[last.header_offset + 28 : last.header_offset + 30] = b"\xff\xff"  # length of a field
+    data[last.header_offset + 28 : last.header_offset + 30] = b"\xff\xff"  # extra field's size
     path = tmp_path / "beyond.ckpt"
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="is not where it should be"):
@@ -648,31 +652,31 @@ def test_an_entry_lies_within_the_file(honest: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_flipped_bytes_give_a_model_or_a_refusal(honest: Path, tmp_path: Path) -> None:
-    data = honest.read_bytes()
-    with zipfile.ZipFile(honest) as archive:
+def test_flipped_bits_give_a_model_or_an_error(trained_ckpt: Path, tmp_path: Path) -> None:
+    data = trained_ckpt.read_bytes()
+    with zipfile.ZipFile(trained_ckpt) as archive:
         entry = next(e for e in archive.infolist() if e.filename.endswith("data.pkl"))
         pickled = archive.read(entry)
         directory = archive.start_dir
     rng = np.random.default_rng(0)
     path = tmp_path / "flipped.ckpt"
     loaded = refused = 0
-    for turn in range(240):
-        if turn % 3 == 0:  # anywhere
-            forged = bytearray(data)
+    for trial in range(240):
+        if trial % 3 == 0:  # anywhere
+            damaged = bytearray(data)
             places = rng.integers(len(data), size=2)
-        elif turn % 3 == 1:  # where the archive says what it holds
-            forged = bytearray(data)
+        elif trial % 3 == 1:  # in the archive's directory
+            damaged = bytearray(data)
             places = directory + rng.integers(len(data) - directory, size=1)
-        else:  # in the plain data, with a checksum that fits
-            forged = bytearray(pickled)
+        else:  # in the pickle, with a matching checksum
+            damaged = bytearray(pickled)
             places = rng.integers(len(pickled), size=1)
         for place in places:
-            forged[place] ^= 1 << int(rng.integers(8))
-        if turn % 3 == 2:
-            with_pickle(honest, path, bytes(forged))
+            damaged[place] ^= 1 << int(rng.integers(8))
+        if trial % 3 == 2:
+            with_pickle(trained_ckpt, path, bytes(damaged))
         else:
-            path.write_bytes(forged)
+            path.write_bytes(damaged)
         try:
             with little_memory():
                 model = load_model(path)
@@ -685,27 +689,27 @@ def test_flipped_bytes_give_a_model_or_a_refusal(honest: Path, tmp_path: Path) -
     assert loaded > 5 and refused > 100
 
 
-def test_exchanged_entries_give_a_model_or_a_refusal(
-    honest: Path, tiny_checkpoint: Path, tmp_path: Path
+def test_entries_of_another_checkpoint_are_refused(
+    trained_ckpt: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     with zipfile.ZipFile(tiny_checkpoint) as archive:
         folder = archive.namelist()[0].partition("/")[0]
-        theirs = {name.removeprefix(folder): archive.read(name) for name in archive.namelist()}
+        others = {name.removeprefix(folder): archive.read(name) for name in archive.namelist()}
     path = tmp_path / "exchanged.ckpt"
-    for wanted in ("data.pkl", "/data/"):  # the description, the weights
+    for part in ("data.pkl", "/data/"):  # the description, then the weights
 
-        def change(name: str, data: bytes, wanted: str = wanted) -> bytes:
+        def change(name: str, data: bytes, part: str = part) -> bytes:
             name = name[name.index("/") :]
-            return theirs.get(name, data) if wanted in name else data
+            return others.get(name, data) if part in name else data
 
-        copy_zip(honest, path, change)
+        copy_zip(trained_ckpt, path, change)
         with pytest.raises(CheckpointError, match=r"exchanged\.ckpt"):
             load_model(path)
 
 
-def test_reading_does_not_change_the_file(honest: Path) -> None:
-    before = honest.read_bytes()
-    load_model(honest)
-    assert honest.read_bytes() == before
-    buffer = io.BytesIO(before)  # and it is a file that torch alone can read
+def test_reading_does_not_change_the_file(trained_ckpt: Path) -> None:
+    before = trained_ckpt.read_bytes()
+    load_model(trained_ckpt)
+    assert trained_ckpt.read_bytes() == before
+    buffer = io.BytesIO(before)  # torch can read the file without this package
     assert CHECKPOINT_KEY in torch.load(buffer, weights_only=True)

@@ -17,18 +17,18 @@ from tests.running import logits
 
 
 @pytest.fixture(scope="session")
-def honest(trained_run: Path) -> Path:
-    """A checkpoint as training writes it."""
+def trained_ckpt(trained_run: Path) -> Path:
+    """A checkpoint written by training."""
     return trained_run / "checkpoints" / "last.ckpt"
 
 
 @pytest.mark.slow
-def test_it_rebuilds_alone_in_another_process(
-    honest: Path, tmp_path: Path, repository: Path
+def test_a_model_is_rebuilt_in_another_process(
+    trained_ckpt: Path, tmp_path: Path, repository: Path
 ) -> None:
     moved = tmp_path / "elsewhere" / "model.ckpt"
     moved.parent.mkdir()
-    moved.write_bytes(honest.read_bytes())
+    moved.write_bytes(trained_ckpt.read_bytes())
     program = f"""
 from __future__ import annotations
 import sys
@@ -48,29 +48,31 @@ torch.save((logits(model), model.thresholds, model.genres), "logits.pt")
         "PYTHONPATH": str(repository),
         "GENRE_LIGHTNING_CACHE": str(tmp_path / "x"),
     }
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program], cwd=moved.parent, env=env, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]", "imported for nothing"
-    there, thresholds, genres = torch.load(moved.parent / "logits.pt", weights_only=True)
-    here = load_model(honest)
-    assert torch.equal(there, logits(here))
-    assert torch.equal(thresholds, here.thresholds)
-    assert tuple(genres) == here.genres
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.strip() == "[]", "imported for nothing"
+    other_logits, thresholds, genres = torch.load(moved.parent / "logits.pt", weights_only=True)
+    model = load_model(trained_ckpt)
+    assert torch.equal(other_logits, logits(model))
+    assert torch.equal(thresholds, model.thresholds)
+    assert tuple(genres) == model.genres
     assert not (tmp_path / "x").exists()
 
 
-def test_a_rebuilt_model_does_not_share_memory_with_the_file(honest: Path, tmp_path: Path) -> None:
+def test_a_rebuilt_model_does_not_share_memory_with_the_file(
+    trained_ckpt: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy.ckpt"
-    copy.write_bytes(honest.read_bytes())
+    copy.write_bytes(trained_ckpt.read_bytes())
     model = load_model(copy)
     before = logits(model)
     copy.write_bytes(b"")
     assert torch.equal(logits(model), before)
 
 
-def test_what_it_looks_at(make_checkpoint: Callable[..., Path]) -> None:
+def test_columns_and_branches_of_a_loaded_model(make_checkpoint: Callable[..., Path]) -> None:
     both = load_model(make_checkpoint())
     assert both.columns == {"title": "text", "poster": "poster"}
     assert list(both.inputs) == list(both.network.branches) == ["title_tfidf", "poster_resnet"]

@@ -1,4 +1,4 @@
-"""Limits on what a resumed training takes from a checkpoint."""
+"""Limits on what resumed training takes from a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from genre_lightning.runs.settings import may_change_on_resume
 
 
 @pytest.mark.parametrize(
-    "named",
+    "template",
     ["{victim}", "{folder}/../victim.txt", "..", ".", "/", "", "{folder}/..", "best.ckpt/..",
      "notes.txt", "{folder}/sub"],
 )  # fmt: skip
-def test_no_file_outside_of_the_folder_is_named(named: str, tmp_path: Path) -> None:
+def test_paths_other_than_checkpoints_of_the_folder_are_dropped(
+    template: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "checkpoints"
     (folder / "sub").mkdir(parents=True)
     victim = tmp_path / "victim.ckpt"
     for file in (victim, folder / "best.ckpt", folder / "notes.txt"):
         file.touch()
-    name = named.format(victim=victim, folder=folder)
+    name = template.format(victim=victim, folder=folder)
     state: dict[str, Any] = {
         "dirpath": "/",
         "best_model_score": torch.tensor(0.0),
@@ -47,8 +49,10 @@ def test_no_file_outside_of_the_folder_is_named(named: str, tmp_path: Path) -> N
     assert state["dirpath"] == str(folder)
 
 
-@pytest.mark.parametrize("score", [0.5, 0.75], ids=["the one", "saved later"])
-def test_the_folders_own_best_is_kept(score: float, tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("score", [0.5, 0.75], ids=["recorded", "saved later"])
+def test_only_the_recorded_best_is_kept(
+    score: float, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     checkpoint = read_checkpoint(tiny_checkpoint)
     checkpoint["callbacks"] = {"ModelCheckpoint{}": {"best_model_score": torch.tensor(score)}}
     best = tmp_path / "best.ckpt"
@@ -65,9 +69,9 @@ def test_the_folders_own_best_is_kept(score: float, tiny_checkpoint: Path, tmp_p
     assert state["best_k_models"] == ({str(best): torch.tensor(0.5)} if score == 0.5 else {})
 
 
-@pytest.mark.parametrize("callbacks", [[], {"ModelCheckpoint{}": []}], ids=["all", "its state"])
-@pytest.mark.parametrize("name", ["best.ckpt", "b" * 300 + ".ckpt"], ids=["there", "too long"])
-def test_a_best_that_can_not_be_used_is_forgotten(
+@pytest.mark.parametrize("callbacks", [[], {"ModelCheckpoint{}": []}], ids=["callbacks", "state"])
+@pytest.mark.parametrize("name", ["best.ckpt", "b" * 300 + ".ckpt"], ids=["existing", "too long"])
+def test_an_unusable_best_is_forgotten(
     name: str, callbacks: Any, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     torch.save({**read_checkpoint(tiny_checkpoint), "callbacks": callbacks}, tmp_path / "best.ckpt")

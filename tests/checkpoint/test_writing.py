@@ -1,4 +1,4 @@
-"""Writing a checkpoint to a disk that becomes full at any point."""
+"""Writing a checkpoint: a disk that fills up at any point, other errors, and signals."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.disks import small_disk
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def test_a_disk_that_is_full_at_any_point(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    # Tensors of less and more than a page, and of more than a buffer holds.
+    # Tensors smaller and larger than a page, and larger than a write buffer.
     content = {
         "state_dict": {
             f"{name}": torch.randn(size, generator=generator)
@@ -50,40 +50,40 @@ def test_a_disk_that_is_full_at_any_point(tmp_path: Path) -> None:
         assert path.stat().st_size == whole.stat().st_size
 
 
-def test_another_error_is_told_as_it_is(tmp_path: Path) -> None:
+def test_other_errors_are_raised_unchanged(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         (tmp_path / "folder").mkdir()
         (tmp_path / "folder" / "file").touch()
         write_checkpoint({}, tmp_path / "folder")
-    # The latter from Python 3.12 on.
+    # PicklingError from Python 3.12 on.
     with pytest.raises((AttributeError, pickle.PicklingError), match=r"pickle|local object"):
         write_checkpoint({"function": lambda: None}, tmp_path / "file.ckpt")
     assert os.listdir(tmp_path) == ["folder"]
 
 
-def test_a_signal_that_ends_a_run_is_no_failure_of_writing(
+def test_an_exit_while_writing_is_not_reported_as_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writes = 0
-    ends_at: int | None = None
+    exit_at: int | None = None
 
-    class Ended(io.FileIO):
+    class ExitingFile(io.FileIO):
         def write(self, data: Any) -> int:
             nonlocal writes
             writes += 1
-            if writes == ends_at:
+            if writes == exit_at:
                 raise SystemExit(130)  # as a second Ctrl-C does
             return super().write(data)
 
     @contextmanager
-    def opened(path: Path, mode: str) -> Iterator[Ended]:
-        with Ended(path, mode) as file:
+    def open_exiting(path: Path, mode: str) -> Iterator[ExitingFile]:
+        with ExitingFile(path, mode) as file:
             yield file
 
-    monkeypatch.setattr("genre_lightning.checkpoint.writing.whole_file", opened)
+    monkeypatch.setattr("genre_lightning.checkpoint.writing.whole_file", open_exiting)
     content = {"state_dict": {"a": torch.ones(700), "b": torch.ones(40_000)}, "plain": ["Action"]}
     write_checkpoint(content, tmp_path / "whole.ckpt")
     for number in range(1, writes + 1):
-        writes, ends_at = 0, number
+        writes, exit_at = 0, number
         with pytest.raises(SystemExit):
             write_checkpoint(content, tmp_path / "file.ckpt")

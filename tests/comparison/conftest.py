@@ -1,4 +1,4 @@
-"""A sweep for all tests of comparisons."""
+"""A sweep shared by the tests of comparisons."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.comparison.written_runs import HOSTILE, write_run
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """3 x 3 settings and two seeds; one run failed, one was killed at once, names are hostile."""
+    """3 x 3 settings, two seeds; a run failed with a hostile error, another was killed early."""
     folder = tmp_path_factory.mktemp("sweep")
     for i, lr in enumerate((3e-4, 1e-3, 3e-3)):
         for j, dropout in enumerate((0.1, 0.3, 0.5)):

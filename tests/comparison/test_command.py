@@ -14,7 +14,7 @@ from tests.comparison.written_runs import read_csv
 
 
 @pytest.mark.parametrize("present", ["empty", "missing", "evaluation"])
-def test_no_run_is_an_error_that_says_what_one_is(
+def test_a_folder_without_runs_is_refused(
     tmp_path: Path, present: str, capsys: pytest.CaptureFixture[str]
 ):
     if present == "evaluation":
@@ -45,18 +45,18 @@ def test_the_command_writes_into_a_sweep_and_never_into_a_run(
     assert read_csv(tmp_path / "out") == read_csv(tree)
 
 
-def test_files_beside_runs_are_passed_over(
+def test_files_among_runs_are_skipped(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert command.main([str(sweep)]) == 0
     capsys.readouterr()
-    given = sorted(str(path) for path in sweep.iterdir())  # as a shell's sweep/*
-    assert str(sweep / "leaderboard.csv") in given
-    assert command.main([*given, "--out", str(tmp_path / "out")]) == 0
+    paths = sorted(str(path) for path in sweep.iterdir())  # as a shell expands sweep/*
+    assert str(sweep / "leaderboard.csv") in paths
+    assert command.main([*paths, "--out", str(tmp_path / "out")]) == 0
     assert read_csv(tmp_path / "out") == read_csv(sweep)
 
 
-def test_where_nothing_can_be_written_another_folder_is_asked_for(
+def test_an_unwritable_output_folder_is_refused(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "file"
@@ -67,7 +67,7 @@ def test_where_nothing_can_be_written_another_folder_is_asked_for(
     assert error.endswith("); name another folder with --out\n")
 
 
-def test_it_needs_neither_torch_nor_lightning(sweep: Path, tmp_path: Path, repository: Path):
+def test_the_command_imports_no_heavy_library(sweep: Path, tmp_path: Path, repository: Path):
     code = (
         "import sys; from genre_lightning.comparison.command import main;"
         f"assert main([{str(sweep)!r}, '--out', {str(tmp_path)!r}]) == 0;"

@@ -1,4 +1,4 @@
-"""Runs of genre-ask beside trained ones: by the model's name, with what a movie took."""
+"""Runs of genre-ask beside trained runs: named by their model, with their costs per movie."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.comparison.written_runs import write_run
 
 @pytest.fixture
 def board(tmp_path: Path) -> Comparison:
-    """A trained run, and a language model that was asked twice."""
+    """A trained run, and two of a language model, with different prompts."""
     write_run(tmp_path / "trained", val={"map_macro": 0.3, "num_movies": 50})
     for number, (prompt, value) in enumerate([("zero_shot", 0.5), ("few_shot", 0.2)]):
         write_run(
@@ -31,32 +31,32 @@ def board(tmp_path: Path) -> Comparison:
     return compare([tmp_path])
 
 
-def test_a_language_model_is_named_where_others_are_chosen(board: Comparison) -> None:
-    heads, rows = ranked_table(board)
-    models = [row[heads.index("model")] for row in rows]
+def test_a_language_model_is_named_in_the_model_column(board: Comparison) -> None:
+    headings, rows = ranked_table(board)
+    models = [row[headings.index("model")] for row in rows]
     assert models == ["some-vl-7b", "fusion", "some-vl-7b"]
-    assert "model.name" not in heads and "prompt" in heads
+    assert "model.name" not in headings and "prompt" in headings
 
 
-def test_tokens_and_seconds_a_movie_are_shown(board: Comparison) -> None:
-    heads, rows = ranked_table(board)
-    shown = [(row[heads.index("tokens a movie")], row[heads.index("seconds a movie")])
+def test_tokens_and_seconds_per_movie_are_shown(board: Comparison) -> None:
+    headings, rows = ranked_table(board)
+    shown = [(row[headings.index("tokens a movie")], row[headings.index("seconds a movie")])
              for row in rows]  # fmt: skip
     assert shown == [("1,234", "0.257"), ("–", "–"), ("1,235", "0.257")]
-    csv_head, *lines = csv_rows(board)
-    tokens = csv_head.index("tokens_per_movie")
+    csv_headings, *lines = csv_rows(board)
+    tokens = csv_headings.index("tokens_per_movie")
     assert [line[tokens] for line in lines] == [1234.4, None, 1235.4]
     page = render_leaderboard(board, datetime.now(UTC))
     assert '<th data-sort="number">Tokens a movie</th>' in page and ">1,234</td>" in page
     assert "| tokens a movie |" in markdown(board)
 
 
-def test_other_movies_are_told(board: Comparison) -> None:
+def test_different_numbers_of_movies_are_noted(board: Comparison) -> None:
     (note,) = [note for note in board.notes if "movies" in note]
     assert note.startswith("val/map_macro is over 40 to 50 movies")
 
 
-def test_trained_runs_alone_have_no_such_columns(tmp_path: Path) -> None:
+def test_trained_runs_have_no_columns_of_costs(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
-    heads, _ = ranked_table(compare([tmp_path]))
-    assert not {"tokens a movie", "seconds a movie"} & set(heads)
+    headings, _ = ranked_table(compare([tmp_path]))
+    assert not {"tokens a movie", "seconds a movie"} & set(headings)

@@ -16,9 +16,9 @@ from tests.pages import CONTRAST, not_isolated
 
 @pytest.fixture(scope="module")
 def pages(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Leaderboards: "grid" of the sweep, "many" of 200 runs over three keys, "one" of one run.
+    """Leaderboards of the sweep ("grid"), of 200 runs over three keys ("many"), of one run ("one").
 
-    "branches" is of two lists of branches, one of them long, and two learning rates.
+    "branches" has two lists of branches, one of them long, and two learning rates.
     """
     folder = tmp_path_factory.mktemp("pages")
     hostile = tmp_path_factory.mktemp("hostile")
@@ -41,10 +41,10 @@ def pages(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     one = tmp_path_factory.mktemp("one")
     write_run(one / "run", {}, [0.5])
     branches = tmp_path_factory.mktemp("branches")
-    for listed in ("[title_tfidf,poster_resnet,synopsis_minilm,synopsis_gemma]", "[title_tfidf]"):
+    for names in ("[title_tfidf,poster_resnet,synopsis_minilm,synopsis_gemma]", "[title_tfidf]"):
         for lr in (0.1, 0.2):
-            settings = {"model.kind": listed, "optimizer.lr": lr}
-            write_run(branches / f"{len(listed)},{lr}", settings)
+            settings = {"model.kind": names, "optimizer.lr": lr}
+            write_run(branches / f"{len(names)},{lr}", settings)
     sources = {"grid": hostile, "many": many, "one": one, "branches": branches}
     for name, source in sources.items():
         write_leaderboard(folder / name, compare([source]))
@@ -55,11 +55,11 @@ def pages(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 def open_page(
     contexts: Callable[..., BrowserContext], pages: dict[str, Path]
 ) -> Iterator[Callable[..., Page]]:
-    """Opens a leaderboard, offline; when the test is over nothing may have gone wrong in it."""
+    """Opens a leaderboard offline; after the test, expects no errors and no requests."""
     errors: list[str] = []
     opened = []
 
-    def open_it(
+    def open_leaderboard(
         name: str = "grid", width: int = 1200, scheme: str = "light", script: bool = True
     ) -> Page:
         page = contexts(offline=True, java_script_enabled=script).new_page()
@@ -75,7 +75,7 @@ def open_page(
         return page
 
     requests: list[str] = []
-    yield open_it
+    yield open_leaderboard
     for page in opened:
         page.close()
     assert errors == []
@@ -95,7 +95,7 @@ def test_right_to_left_names_are_isolated(tmp_path: Path):
     assert not_isolated(html) == []
 
 
-def test_browser_shows_it_and_runs_nothing_of_a_run(open_page: Callable[..., Page]):
+def test_browser_shows_all_sections_and_runs_no_injected_script(open_page: Callable[..., Page]):
     page = open_page()
     assert page.evaluate("window.hit") is None
     for name in ("ranking", "curves", "settings", "spread", "unfinished", "runs", "method"):
@@ -126,7 +126,7 @@ def test_browser_links_rows_curves_and_cells(open_page: Callable[..., Page]):
     assert page.locator("#ranking-table button[aria-pressed=true]").count() == 2
     page.keyboard.press("Escape")
     assert page.evaluate(lit) == "" and page.locator(".readout").is_hidden()
-    spot = page.evaluate(
+    point = page.evaluate(
         """() => {
           const path = document.querySelector("svg.large .run[data-g='0'] .curve");
           path.scrollIntoView({block: "center"});
@@ -135,7 +135,7 @@ def test_browser_links_rows_curves_and_cells(open_page: Callable[..., Page]):
           return [x, y];
         }"""
     )
-    page.mouse.move(spot[0] - 3, spot[1])
+    page.mouse.move(point[0] - 3, point[1])
     assert page.evaluate(lit) == "0"
 
 
@@ -143,14 +143,14 @@ def test_browser_sorts(open_page: Callable[..., Page]):
     page = open_page("many")
     page.locator("#ranking-table th", has_text="lr").get_by_role("button").click()
     column = page.locator("#ranking-table tbody tr > :nth-child(2)")
-    heads = page.locator("#ranking-table thead th").all_inner_texts()
-    place = next(i for i, head in enumerate(heads) if head.startswith("lr")) + 1
-    column = page.locator(f"#ranking-table tbody tr > :nth-child({place})")
+    headings = page.locator("#ranking-table thead th").all_inner_texts()
+    number = next(i for i, text in enumerate(headings) if text.startswith("lr")) + 1
+    column = page.locator(f"#ranking-table tbody tr > :nth-child({number})")
     values = [float(text) for text in column.all_inner_texts()]
     assert values == sorted(values, reverse=True) and len(values) > 150
 
 
-def test_two_hundred_runs_stay_small(open_page: Callable[..., Page], pages: dict[str, Path]):
+def test_a_page_of_200_runs_stays_small(open_page: Callable[..., Page], pages: dict[str, Path]):
     assert pages["many"].stat().st_size < 1_200_000
     page = open_page("many")
     assert (
@@ -160,14 +160,14 @@ def test_two_hundred_runs_stay_small(open_page: Callable[..., Page], pages: dict
 
 
 @pytest.mark.parametrize("width", [1400, 390])
-def test_rows_of_the_spread_are_named_whole(open_page: Callable[..., Page], width: int):
+def test_labels_of_the_spread_are_not_cut_off(open_page: Callable[..., Page], width: int):
     labels = open_page("many", width).locator(".spread .row-label")
     assert any("b" * 70 in text for text in labels.all_inner_texts())
-    cut = "all => all.filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
-    assert labels.evaluate_all(cut) == []
+    cut_off = "all => all.filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
+    assert labels.evaluate_all(cut_off) == []
 
 
-def test_a_heat_map_of_long_names_shows_its_cells_on_a_phone(open_page: Callable[..., Page]):
+def test_a_heat_map_of_long_names_fits_on_a_phone(open_page: Callable[..., Page]):
     box = open_page("branches", 390).locator(".box:has(.heat)")
     assert box.locator("td.cell").count() == 4
     assert box.evaluate("e => e.scrollWidth <= e.clientWidth")
@@ -192,14 +192,14 @@ def test_browser_never_scrolls_the_page_sideways(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["grid", "many"])
-def test_browser_shows_legible_text_by_day_and_night(
+def test_browser_shows_legible_text_in_light_and_dark_mode(
     open_page: Callable[..., Page], name: str, scheme: str
 ):
     page = open_page(name, scheme=scheme)
     assert page.evaluate(CONTRAST) == []
 
 
-def test_browser_without_scripts_shows_the_same(open_page: Callable[..., Page]):
+def test_browser_shows_the_tables_without_scripts(open_page: Callable[..., Page]):
     page = open_page(script=False)
     assert page.locator("#ranking-table tbody tr").count() == 10
     assert page.locator("button:visible").count() == 0

@@ -1,4 +1,4 @@
-"""Which settings were swept, which runs are one group, and which group is best."""
+"""Which settings were swept, which runs form a group, and how groups are ranked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from genre_lightning.cells import SEPARATOR
 from genre_lightning.comparison.leaderboard import compare, write_leaderboard
 from genre_lightning.comparison.page import group_shades, heat_map
 from genre_lightning.errors import UserError
-from tests.comparison.written_runs import best_of, printed, write_run
+from tests.comparison.written_runs import best_of, terminal_text, write_run
 
 
 def test_groups_are_ranked_by_the_mean_over_seeds(sweep: Path):
@@ -37,7 +37,7 @@ def test_groups_are_ranked_by_the_mean_over_seeds(sweep: Path):
     for group in comparison.groups:
         values = expected[group.settings]  # type: ignore[index]
         assert group.mean == pytest.approx(sum(values) / len(values), rel=1e-12)
-        if len(values) == 2:  # of two values the sample deviation is their distance over sqrt 2
+        if len(values) == 2:  # the sample deviation of two values is their distance over sqrt 2
             assert group.sd == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2), rel=1e-9)
         else:
             assert group.sd is None
@@ -92,8 +92,8 @@ def test_a_heat_map_distinguishes_true_from_1(tmp_path: Path):
 
 def test_paths_of_output_and_caches_are_not_compared(tmp_path: Path):
     for name in ("a", "b"):
-        places = {"ckpt_path": name, "data.cache_dir": name, "logger.save_dir": name, "seed": name}
-        write_run(tmp_path / name, places)
+        paths = {"ckpt_path": name, "data.cache_dir": name, "logger.save_dir": name, "seed": name}
+        write_run(tmp_path / name, paths)
     comparison = compare([tmp_path])
     assert comparison.keys == () and len(comparison.groups) == 1
 
@@ -108,7 +108,7 @@ def test_a_config_group_stands_for_the_keys_it_sets(tmp_path: Path):
     assert compare([tmp_path]).keys == ("model", "optimizer.lr")
 
 
-def test_runs_without_a_config_are_told_apart_by_their_overrides(tmp_path: Path):
+def test_runs_without_a_config_are_grouped_by_their_overrides(tmp_path: Path):
     for number, lr in enumerate(("1e-3", "0.01")):
         folder = write_run(tmp_path / str(number), overrides=[f"optimizer.lr={lr}", "seed=3"])
         shutil.rmtree(folder / ".hydra")
@@ -122,7 +122,7 @@ def test_runs_without_a_config_are_told_apart_by_their_overrides(tmp_path: Path)
     }
 
 
-def test_a_repeated_seed_is_said(tmp_path: Path):
+def test_a_repeated_seed_is_noted(tmp_path: Path):
     for name in ("a", "b"):
         write_run(tmp_path / name, {"seed": 1})
     (note,) = compare([tmp_path]).notes
@@ -138,8 +138,8 @@ def test_ties_share_a_rank(tmp_path: Path):
 
 def test_a_loss_is_better_when_it_is_smaller(tmp_path: Path):
     for lr, value in ((0.1, 0.5), (0.2, 0.7)):
-        own = {"optimizer.lr": lr, "monitor": "val/loss", "monitor_mode": "min"}
-        write_run(tmp_path / str(lr), own, [value, 0.9], monitor_value=value)
+        settings = {"optimizer.lr": lr, "monitor": "val/loss", "monitor_mode": "min"}
+        write_run(tmp_path / str(lr), settings, [value, 0.9], monitor_value=value)
     comparison = compare([tmp_path])
     assert (comparison.metric, comparison.mode) == ("val/loss", "min")
     assert [group.settings for group in comparison.groups] == [(0.1,), (0.2,)]
@@ -147,7 +147,7 @@ def test_a_loss_is_better_when_it_is_smaller(tmp_path: Path):
     assert [run.best_epoch for run in comparison.runs] == [2, 2]
 
 
-def test_different_monitors_are_said_and_a_metric_can_be_chosen(tmp_path: Path):
+def test_different_monitors_are_noted_and_a_metric_can_be_chosen(tmp_path: Path):
     write_run(tmp_path / "a", {"optimizer.lr": 0.1}, [0.5])
     write_run(tmp_path / "b", {"optimizer.lr": 0.2}, [0.6])
     loss = {"optimizer.lr": 0.3, "monitor": "val/loss", "monitor_mode": "min"}
@@ -169,10 +169,8 @@ def test_different_monitors_are_said_and_a_metric_can_be_chosen(tmp_path: Path):
     ]
 
 
-def test_what_runs_monitor_is_one_column_and_such_runs_are_not_seeds_of_each_other(
-    tmp_path: Path,
-) -> None:
-    """Not one column for each callback that monitors the same, which say null of other runs."""
+def test_runs_with_different_monitors_are_separate_groups(tmp_path: Path) -> None:
+    """The monitor is one key; callbacks that refer to it add no further keys."""
     callbacks = {
         "callbacks.early_stopping": {"monitor": "${monitor}", "mode": "${monitor_mode}"},
         "callbacks.checkpoint": {"monitor": "${monitor}", "mode": "${monitor_mode}"},
@@ -191,7 +189,7 @@ def test_what_runs_monitor_is_one_column_and_such_runs_are_not_seeds_of_each_oth
 
 
 def test_lists_of_branches_are_one_key(tmp_path: Path) -> None:
-    """Not every setting of every branch that one of the runs lacks."""
+    """The settings of a branch that some runs lack do not become keys."""
     title = {"input": {"kind": "terms", "column": "title"}, "lr_scale": 0.15}
     poster = {"input": {"kind": "pixels", "column": "poster"}, "lr_scale": 1.0}
     for name, branches in (
@@ -209,18 +207,18 @@ def test_lists_of_branches_are_one_key(tmp_path: Path) -> None:
     }
 
 
-# What each run is scored on.
+# The data that runs are scored on.
 
 
 @pytest.mark.parametrize("keys", [("a", "a"), ("a", "b"), ("a", None)], ids=str)
-def test_movies_that_changed_between_runs_are_told(keys: tuple[str | None, ...], tmp_path: Path):
+def test_movies_that_changed_between_runs_are_noted(keys: tuple[str | None, ...], tmp_path: Path):
     for number, key in enumerate(keys):
         write_run(tmp_path / str(number), {"optimizer.lr": number}, learnt_from=key)
     notes = [note for note in compare([tmp_path]).notes if "have changed between runs" in note]
     assert len(notes) == (keys == ("a", "b"))
 
 
-def test_runs_on_different_data_have_ranks_of_their_own(tmp_path: Path):
+def test_each_dataset_has_its_own_ranks(tmp_path: Path):
     for number, (reader, lr) in enumerate([("demo", 1), ("demo", 2), ("ml1m", 1), ("ml1m", 2)]):
         settings = {"data.reader": reader, "optimizer.lr": lr, "data.batch_size": number}
         folder = tmp_path / str(number)
@@ -236,7 +234,7 @@ def test_runs_on_different_data_have_ranks_of_their_own(tmp_path: Path):
     ]  # fmt: skip
     assert [group.runs[0].name for group in comparison.best_groups] == ["1", "3"]
     assert group_shades(comparison) == [1.0, 0.0, 1.0, 0.0]
-    text = printed(comparison)
+    text = terminal_text(comparison)
     assert f"Best of data=demo: {tmp_path}/1" in text and f"Best of data=ml1m: {tmp_path}/3" in text
 
 
@@ -251,19 +249,19 @@ def test_runs_on_different_data_have_ranks_of_their_own(tmp_path: Path):
         pytest.param({"data.columns": None}, {"data.columns": "a.csv"}, True, id="columns"),
         pytest.param({"data.batch_size": 8}, {"data.batch_size": 9}, True, id="batch"),
         pytest.param({"data.cache_dir": "a"}, {"data.cache_dir": "b"}, True, id="cache"),
-        pytest.param({"data.new": 1}, {}, True, id="older"),
+        pytest.param({"data.new": 1}, {}, True, id="missing"),
         pytest.param(
             {"data.genre_separator": None},
             {"data.genre_separator": SEPARATOR},
             True,
-            id="the usual separator",
+            id="default separator",
         ),
         pytest.param(
             {"data.genre_separator": None}, {"data.genre_separator": ","}, False, id="separator"
         ),
     ],
 )
-def test_what_makes_data_different(
+def test_which_settings_identify_a_dataset(
     tmp_path: Path, one: dict[str, Any], other: dict[str, Any], same: bool
 ):
     for name, settings in (("a", one), ("b", other)):
@@ -275,13 +273,13 @@ def test_what_makes_data_different(
     comparison = compare([tmp_path])
     assert (len({group.dataset for group in comparison.groups}) == 1) is same
     assert any("different data" in note for note in comparison.notes) is not same
-    # Nor is there a column for one place that is written in two ways.
+    # A folder that is written in two ways does not become a key either.
     differs = [key for key in {**one, **other} if one.get(key) != other.get(key)]
     if same and differs == ["data.root"]:
         assert comparison.keys == () and [group.settings for group in comparison.groups] == [()]
 
 
-def test_paths_from_different_folders(tmp_path: Path):
+def test_relative_paths_are_resolved_before_comparing(tmp_path: Path):
     for number, (cwd, path) in enumerate([("/a", "m.csv"), ("/b", "m.csv"), ("/c", "../b/m.csv")]):
         folder = write_run(tmp_path / str(number), {"data.path": path, "seed": number})
         file = folder / ".hydra" / "hydra.yaml"
@@ -293,7 +291,7 @@ def test_paths_from_different_folders(tmp_path: Path):
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_a_share_of_test_that_changes_no_movies_makes_no_ranks_of_its_own(
+def test_a_test_fraction_has_its_own_ranks_only_if_it_changes_the_movies(
     tmp_path: Path, same: bool
 ):
     for name, share in (("a", 0.2), ("b", 0.3)):

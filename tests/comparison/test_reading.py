@@ -1,4 +1,4 @@
-"""Run folders as they are found: running, damaged, among others."""
+"""Reading run folders that are running, damaged, or among other folders."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from filelock import FileLock
 from genre_lightning.comparison.leaderboard import compare, write_leaderboard
 from genre_lightning.comparison.reading import read_run
 from genre_lightning.runs.lock import LOCK
-from tests.comparison.written_runs import best_of, printed, write_run
+from tests.comparison.written_runs import best_of, terminal_text, write_run
 
 
-def test_a_running_run_is_read_while_it_grows(tmp_path: Path):
+def test_a_run_can_be_read_while_it_is_running(tmp_path: Path):
     folder = write_run(tmp_path / "a", {}, [0.2, 0.1], status="interrupted")
     with (folder / "metrics.csv").open("a") as file:
-        file.write("2,24,0.5,0.9")  # cut off within the row
+        file.write("2,24,0.5,0.9")  # an incomplete row
     lock = folder / LOCK
     with FileLock(lock):
         (run,) = compare([folder]).runs
@@ -27,17 +27,17 @@ def test_a_running_run_is_read_while_it_grows(tmp_path: Path):
 
 
 DAMAGE: dict[str, tuple[str, bytes]] = {
-    "no JSON": ("result.json", b'{"status": "comp'),
-    "other JSON": ("result.json", b"[1, 2]"),
-    "no YAML": (".hydra/config.yaml", b"a: [1, 2"),
-    "no mapping": (".hydra/config.yaml", b"- 1"),
+    "invalid JSON": ("result.json", b'{"status": "comp'),
+    "a JSON list": ("result.json", b"[1, 2]"),
+    "invalid YAML": (".hydra/config.yaml", b"a: [1, 2"),
+    "a YAML list": (".hydra/config.yaml", b"- 1"),
     "aliases": (".hydra/config.yaml", b"a: &a [1]\nb: [*a, *a]"),
-    "no text": (".hydra/overrides.yaml", b"\xff\xfe\x00"),
+    "binary overrides": (".hydra/overrides.yaml", b"\xff\xfe\x00"),
     "no choices": (".hydra/hydra.yaml", b"hydra: {}"),
-    "deep": (".hydra/config.yaml", b"{a: " * 3000 + b"1" + b"}" * 3000),
+    "deep YAML": (".hydra/config.yaml", b"{a: " * 3000 + b"1" + b"}" * 3000),
     "deep JSON": ("result.json", b"[" * 100_000),
-    "no row": ("metrics.csv", b"epoch,val/map_macro\nx,0.5\n0,0.3\n"),
-    "no table": ("metrics.csv", b"\xff\xfe\x00\n"),
+    "row without an epoch": ("metrics.csv", b"epoch,val/map_macro\nx,0.5\n0,0.3\n"),
+    "binary table": ("metrics.csv", b"\xff\xfe\x00\n"),
 }
 
 
@@ -48,17 +48,16 @@ def test_a_damaged_file_is_named_and_the_other_runs_are_shown(
     whole = write_run(tmp_path / "whole", {"optimizer.lr": 0.1})
     damaged = write_run(tmp_path / "damaged", {"optimizer.lr": 0.2})
     (damaged / name).write_bytes(content)
-    found = compare([tmp_path])
-    (note,) = [note for note in found.notes if str(damaged / name) in note]
-    assert {run.folder for run in found.runs} == {whole, damaged}
-    assert note in printed(found) or note.replace(" ", "") in printed(found).replace(
-        "\n", ""
-    ).replace(" ", "")
-    assert best_of(whole) in [group.mean for group in found.groups]
-    write_leaderboard(tmp_path, found)
+    comparison = compare([tmp_path])
+    (note,) = [note for note in comparison.notes if str(damaged / name) in note]
+    assert {run.folder for run in comparison.runs} == {whole, damaged}
+    text = terminal_text(comparison)
+    assert note in text or note.replace(" ", "") in text.replace("\n", "").replace(" ", "")
+    assert best_of(whole) in [group.mean for group in comparison.groups]
+    write_leaderboard(tmp_path, comparison)
 
 
-def test_validations_within_epochs_are_parts_of_a_curve(tmp_path: Path):
+def test_validations_within_epochs_are_points_of_the_curve(tmp_path: Path):
     folder = write_run(tmp_path / "run", {}, [], status=None)
     rows = ["0,4,,0.1", "0,8,1.5,0.2", "1,12,,0.4", "1,16,1.5,0.3", "2,20,,0.35"]
     text = "\n".join(["epoch,step,seconds,val/map_macro", *rows, ""])
@@ -69,7 +68,7 @@ def test_validations_within_epochs_are_parts_of_a_curve(tmp_path: Path):
     assert run.epochs == 2 and run.best_epoch == 2
 
 
-def test_only_run_folders_are_taken(tmp_path: Path):
+def test_only_run_folders_are_read(tmp_path: Path):
     run = write_run(tmp_path / "deep" / "er" / "run")
     for inner in ("wandb/x", "checkpoints", "csv/version_0"):
         (run / inner).mkdir(parents=True)
@@ -78,8 +77,8 @@ def test_only_run_folders_are_taken(tmp_path: Path):
     evaluation.mkdir(parents=True)
     (evaluation / "config.yaml").write_text("ckpt_path: a.ckpt\nsplit: test\n")
     (evaluation / "overrides.yaml").write_text("- ckpt_path=a.ckpt\n")
-    found = compare([tmp_path, run, tmp_path / "deep"])
-    assert [each.folder for each in found.runs] == [run]
+    comparison = compare([tmp_path, run, tmp_path / "deep"])
+    assert [each.folder for each in comparison.runs] == [run]
     assert read_run(evaluation.parent, "evaluation") is None
 
 
@@ -99,9 +98,9 @@ def test_references_to_other_settings_are_resolved(tmp_path: Path, monkeypatch: 
     }
     run = read_run(write_run(tmp_path / "run", settings), "run")
     assert run is not None
-    known = {name: run.settings[name] for name in ("optimizer.lr", "model.lr", "data.rows")}
-    assert set(known.values()) == {0.25} and run.settings["data.folds"] == 1
-    # What is not known is left out: places, the environment, text around it, circles.
+    resolved = {name: run.settings[name] for name in ("optimizer.lr", "model.lr", "data.rows")}
+    assert set(resolved.values()) == {0.25} and run.settings["data.folds"] == 1
+    # Left out: cache folders, the environment, references within text, cycles, missing keys.
     for name in ("root", "secret", "part", "circle", "none"):
         assert f"data.{name}" not in run.settings
     assert "told" not in str(run) and "${" not in str(run.settings)

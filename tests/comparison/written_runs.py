@@ -1,4 +1,4 @@
-"""Run folders as training leaves them behind, and what a leaderboard makes of them."""
+"""Helpers that write run folders like those of training, and read leaderboards."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_run(
     choices: Mapping[str, Any] | None = None,
     **result: Any,
 ) -> Path:
-    """A run folder with these values of val/map_macro by epoch, as training leaves it behind."""
+    """Write a run folder like that of training, with these values of val/map_macro by epoch."""
     settings = settings or {}
     config = json.loads(json.dumps(CONFIG))
     for key, value in settings.items():
@@ -94,7 +94,7 @@ def best_of(folder: Path) -> float:
         return max(float(row["val/map_macro"]) for row in csv.DictReader(file))
 
 
-def printed(comparison: Any, width: int = 100) -> str:
+def terminal_text(comparison: Any, width: int = 100) -> str:
     out = io.StringIO()
     print_leaderboard(comparison, Console(file=out, width=width, force_terminal=True, emoji=False))
     return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())

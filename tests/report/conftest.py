@@ -1,4 +1,4 @@
-"""A model of any genres with movies of its own, whose names try to break out of a page."""
+"""Small models with movies of their own, whose names try to inject HTML into a page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GENRES = ["Action", "Comedy", '<i onmouseover="window.hit=1">Dra"ma</i>', "Horro
 
 @dataclass(frozen=True)
 class Case:
-    """All that a report is made of."""
+    """Everything that a report is made from."""
 
     model: TrainedModel
     data: MovieDataModule
@@ -39,23 +39,23 @@ class Case:
     manifest: Path
 
 
-def text_input(column: str, seen: Sequence[str], decade: bool) -> TermsInput:
+def text_input(column: str, texts: Sequence[str], decade: bool) -> TermsInput:
     branch_input = TermsInput(column, vocabulary_size=256, decade=decade)
-    branch_input.vectorizer.fit(seen)
+    branch_input.vectorizer.fit(texts)
     return branch_input
 
 
 def make_branches(names: Sequence[str]) -> dict[str, tuple[Input, dict[str, Any]]]:
-    """The input and the network of each: "name", "picture" and "plot" look at a column each."""
-    words: dict[str, Any] = {"name": "terms_mlp", "hidden": 8}
+    """Inputs and networks by branch: "name" reads titles, "picture" posters, "plot" synopses."""
+    mlp: dict[str, Any] = {"name": "terms_mlp", "hidden": 8}
     resnet: dict[str, Any] = {"name": "poster_resnet", "widths": [4, 8], "blocks": [1, 1]}
     builders: dict[str, Callable[[], tuple[Input, dict[str, Any]]]] = {
         "name": lambda: (
             text_input("title", [HOSTILE, "Heat (1995)", "Alien (1979)"], decade=True),
-            words,
+            mlp,
         ),
         "picture": lambda: (PixelsInput(size=32), {**resnet, "stem_stride": 2}),
-        "plot": lambda: (text_input("synopsis", [plot(n) for n in range(24)], decade=False), words),
+        "plot": lambda: (text_input("synopsis", [plot(n) for n in range(24)], decade=False), mlp),
     }
     return {name: builders[name]() for name in names}
 
@@ -64,8 +64,8 @@ def make_branches(names: Sequence[str]) -> dict[str, tuple[Input, dict[str, Any]
 def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
     """`make_case(genres, branches)`: the last genre never occurs in the test split.
 
-    Branches are some of those of `make_branches`. Of the 24 movies of each split some have no
-    poster, one a damaged and one an absent file; others, and one of those, have no synopsis.
+    The branches are those of `make_branches`. Of the 24 movies of each split, four have no poster,
+    one a damaged and one a missing file; six have no synopsis, and two of these no poster either.
     """
 
     def make(
@@ -73,11 +73,11 @@ def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
     ) -> Case:
         folder = tmp_path_factory.mktemp("case")
         manifest = write_movies(folder, genres, seed)
-        built = make_branches(branches)
-        inputs = {name: branch_input for name, (branch_input, _) in built.items()}
+        parts = make_branches(branches)
+        inputs = {name: branch_input for name, (branch_input, _) in parts.items()}
         torch.manual_seed(seed)
         network = build_network(
-            len(genres), {name: net for name, (_, net) in built.items()}, inputs
+            len(genres), {name: net for name, (_, net) in parts.items()}, inputs
         )
         for branch in network.branches.values():
             torch.nn.init.normal_(branch.get_parameter("head.weight"), std=2.0)
@@ -156,11 +156,11 @@ def write_movies(folder: Path, genres: Sequence[str], seed: int) -> Path:
 
 @pytest.fixture(scope="session")
 def two_branches(make_case: Callable[..., Case]) -> Case:
-    """On title and poster; a genre's name is hostile as well."""
+    """A model of titles and posters; the name of a genre is hostile, too."""
     return make_case(GENRES)
 
 
 @pytest.fixture(scope="session")
 def three_branches(make_case: Callable[..., Case]) -> Case:
-    """On two columns of text and one of posters."""
+    """A model of titles, posters and synopses."""
     return make_case(GENRES, ["name", "picture", "plot"], seed=1)

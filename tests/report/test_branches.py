@@ -1,4 +1,4 @@
-"""What each branch is worth, against plain loops and scikit-learn."""
+"""What each branch contributes, against plain loops and scikit-learn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from genre_lightning.scoring.thresholds import fit_thresholds
 RESAMPLES = 50
 
 
-def resampled(case: Any) -> Bootstrap:
+def bootstrap_of(case: Any) -> Bootstrap:
     scores, targets = case.scores.scores.numpy(), case.scores.targets.numpy()
     return bootstrap(scores, targets, case.model.thresholds.numpy(), resamples=RESAMPLES, seed=3)
 
@@ -38,7 +38,7 @@ def section(case: Any) -> dict[str, Any]:
         case.model,
         case.scores,
         case.validation,
-        resampled(case),
+        bootstrap_of(case),
         range(len(case.model.genres)),
     )
     assert result is not None
@@ -46,7 +46,7 @@ def section(case: Any) -> dict[str, Any]:
 
 
 def rows_of(case: Any) -> dict[str, dict[str, Any]]:
-    """By group, the rows by label."""
+    """The rows of each group, by label."""
     return {
         group["name"]: {row["label"]: row for row in group["rows"]}
         for group in section(case)["groups"]
@@ -54,7 +54,7 @@ def rows_of(case: Any) -> dict[str, dict[str, Any]]:
 
 
 def loop_scores(case: Any, split: Any, branches: tuple[str, ...]) -> np.ndarray:
-    """(N, G), movie by movie: the sigmoid of the prior and of what these branches add."""
+    """(N, G), in a loop: the sigmoid of the prior plus the logits of these branches."""
     rows = []
     for movie in range(len(split.rows)):
         logits = case.model.network.prior.numpy().astype(np.float64)
@@ -66,7 +66,9 @@ def loop_scores(case: Any, split: Any, branches: tuple[str, ...]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("fixture_name", ["two_branches", "three_branches"])
-def test_answers_are_sums_of_some_branches(fixture_name: str, request: pytest.FixtureRequest):
+def test_scores_are_sums_of_each_subset_of_branches(
+    fixture_name: str, request: pytest.FixtureRequest
+):
     case = request.getfixturevalue(fixture_name)
     names = tuple(case.model.inputs)
     subsets = score_subsets(case.model, case.scores, case.validation)
@@ -78,7 +80,7 @@ def test_answers_are_sums_of_some_branches(fixture_name: str, request: pytest.Fi
         np.testing.assert_allclose(subset.scores.numpy(), expected, atol=1e-5)
 
 
-def test_stacking_is_added_to_each_sum_by_the_fold_of_each_movie(
+def test_stacking_of_each_movies_fold_is_added_to_each_sum(
     three_branches: Any, monkeypatch: pytest.MonkeyPatch
 ):
     case, names = three_branches, tuple(three_branches.model.inputs)
@@ -99,33 +101,33 @@ def test_stacking_is_added_to_each_sum_by_the_fold_of_each_movie(
             np.testing.assert_allclose(subset_scores, 1 / (1 + np.exp(-logits)), atol=1e-4)
 
 
-def test_thresholds_are_fitted_as_those_of_the_model_were(three_branches: Any):
+def test_thresholds_are_fitted_by_the_method_of_the_model(three_branches: Any):
     case, name = three_branches, next(iter(three_branches.model.inputs))
     model = replace(case.model, threshold_fit={"method": "shared", "micro_weight": 0.4})
     subset = score_subsets(model, case.scores, case.validation)[(name,)]
     assert len(set(subset.thresholds.tolist())) == 1
 
 
-def test_thresholds_are_fitted_where_there_is_an_answer(three_branches: Any):
+def test_thresholds_are_fitted_on_movies_that_a_branch_can_read(three_branches: Any):
     case, validation = three_branches, three_branches.validation
     subsets = score_subsets(case.model, case.scores, validation)
     for branches, subset in subsets.items():
         if len(branches) == 3:
             assert torch.equal(subset.thresholds, case.model.thresholds)
             continue
-        seen = [
+        readable = [
             movie
             for movie in range(len(validation.rows))
             if any(bool(validation.has_column[branch][movie]) for branch in branches)
         ]
-        scores = torch.from_numpy(loop_scores(case, validation, branches)[seen]).float()
-        expected = fit_thresholds(scores, validation.targets[seen])
+        scores = torch.from_numpy(loop_scores(case, validation, branches)[readable]).float()
+        expected = fit_thresholds(scores, validation.targets[readable])
         np.testing.assert_allclose(subset.thresholds.numpy(), expected.numpy(), atol=1e-5)
     assert len(fit_thresholds(validation.scores, validation.targets)) == 4
 
 
 @pytest.mark.parametrize("fixture_name", ["two_branches", "three_branches"])
-def test_numbers_are_those_of_scikit_learn_on_each_group(
+def test_metrics_of_each_group_agree_with_scikit_learn(
     fixture_name: str, request: pytest.FixtureRequest
 ):
     case = request.getfixturevalue(fixture_name)
@@ -179,12 +181,12 @@ def test_gains_are_paired_differences(three_branches: Any):
                 )
             for gain, a, b in zip(row["values"], whole["values"], without["values"], strict=True):
                 assert gain.value == pytest.approx(a.value - b.value)
-                # Where no resample gains anything there is no interval.
+                # There is no interval if no resample has a gain.
                 unchanged = gain.value == 0 and np.isnan(gain.low)
                 assert unchanged or gain.low <= gain.value <= gain.high
 
 
-def test_what_is_shown_of_each_group(two_branches: Any, three_branches: Any):
+def test_rows_of_each_group(two_branches: Any, three_branches: Any):
     two = {name: list(rows) for name, rows in rows_of(two_branches).items()}
     assert two == {
         "All movies": ["Title alone", "Title + poster", "Gain from poster"],
@@ -218,8 +220,8 @@ def test_what_is_shown_of_each_group(two_branches: Any, three_branches: Any):
     }
 
 
-def test_of_many_branches_those_that_are_left_have_a_short_name(three_branches: Any):
-    """The names of all would be cut off in the table."""
+def test_many_remaining_branches_have_a_short_label(three_branches: Any):
+    """A label with all of their names would be cut off in the table."""
     case = three_branches
     inputs, has_column = case.model.inputs, case.scores.has_column
     scores = replace(case.scores, has_column={**has_column, "title_more": has_column["name"]})
@@ -238,37 +240,37 @@ def test_of_many_branches_those_that_are_left_have_a_short_name(three_branches: 
     ]
 
 
-def test_the_whole_model_without_a_column_is_the_model_itself(two_branches: Any):
-    """Its thresholds are the checkpoint's, not those fitted for the title alone."""
+def test_the_whole_model_keeps_its_thresholds_without_a_column(two_branches: Any):
+    """They are those of the checkpoint, not those fitted for the title alone."""
     case = two_branches
-    lacks = ~case.scores.has_column["picture"]
+    no_poster = ~case.scores.has_column["picture"]
     (row,) = rows_of(case)["Without poster"].values()
-    predicted = case.scores.scores[lacks] >= case.model.thresholds
-    expected = f1_score(case.scores.targets[lacks], predicted, average="macro", zero_division=0)
+    predicted = case.scores.scores[no_poster] >= case.model.thresholds
+    expected = f1_score(case.scores.targets[no_poster], predicted, average="macro", zero_division=0)
     assert row["values"][1].value == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_column_that_no_movie_has(three_branches: Any):
-    nothing = torch.zeros_like(three_branches.scores.has_column["plot"])
+    no_movies = torch.zeros_like(three_branches.scores.has_column["plot"])
     zeros = torch.zeros_like(three_branches.scores.logits)
-    lacking = replace(
+    scores = replace(
         three_branches.scores,
-        has_column={**three_branches.scores.has_column, "plot": nothing},
+        has_column={**three_branches.scores.has_column, "plot": no_movies},
         branch_logits={**three_branches.scores.branch_logits, "plot": zeros},
     )
-    case = replace(three_branches, scores=lacking)
+    case = replace(three_branches, scores=scores)
     result = section(case)
     assert [group["name"] for group in result["groups"]] == ["All movies", "Without poster"]
     assert result["chart"] is None and result["chart_movies"] == 0
     assert "All but synopsis" not in rows_of(case)["All movies"]
 
 
-def test_movies_with_nothing_are_scored_by_the_prior(make_case: Callable[..., Any]):
+def test_movies_without_any_column_are_scored_by_the_prior(make_case: Callable[..., Any]):
     case = make_case(["Action", "Comedy", "Drama"], ["picture", "plot"])
     rows = rows_of(case)
     assert list(rows["Without poster"]) == ["Synopsis alone"]
-    nothing = torch.zeros_like(case.scores.has_column["plot"])
-    has_column = dict.fromkeys(case.scores.has_column, nothing)
+    no_movies = torch.zeros_like(case.scores.has_column["plot"])
+    has_column = dict.fromkeys(case.scores.has_column, no_movies)
     bare = replace(case, scores=replace(case.scores, has_column=has_column))
     assert list(rows_of(bare)["All movies"]) == ["Prior alone"]
 
@@ -278,21 +280,21 @@ def test_two_branches_on_one_column_are_one_group(three_branches: Any):
     inputs["plot"] = inputs["name"]
     scores = three_branches.scores
     model = replace(three_branches.model, inputs=inputs)
-    both = replace(scores, has_column={**scores.has_column, "plot": scores.has_column["name"]})
-    groups = movie_groups(model, both)
+    same = replace(scores, has_column={**scores.has_column, "plot": scores.has_column["name"]})
+    groups = movie_groups(model, same)
     assert [group.name for group in groups] == ["All movies", "With poster", "Without poster"]
-    # One of them finds something in some of the values only, as a title's year.
-    some = replace(scores, has_column={**scores.has_column, "plot": scores.has_column["plot"]})
-    groups = movie_groups(model, some)
+    # One of the branches can use some values only, such as the one that needs a year in the title.
+    other = replace(scores, has_column={**scores.has_column, "plot": scores.has_column["plot"]})
+    groups = movie_groups(model, other)
     names = ["All movies", "With poster and plot", "Without poster", "Without plot"]
     assert [group.name for group in groups] == names
 
 
-def test_marks_of_twelve_branches_are_told_apart_without_colour() -> None:
+def test_marks_of_twelve_branches_are_distinct_without_colour() -> None:
     css = (Path(charts.__file__).parent / "report.css").read_text("utf-8")
     marks = set()
-    for place in range(12):
-        kind = charts.branch_kind(place)
+    for index in range(12):
+        kind = charts.branch_kind(index)
         (rule,) = re.findall(rf"\.mark\.{kind} {{(.*)}}", css)
         shape = str(charts.legend(kind)).replace(f"mark {kind}", "")
         marks.add((shape, "fill: var(--paper)" in rule))

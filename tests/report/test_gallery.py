@@ -1,4 +1,4 @@
-"""Which movies the gallery shows, and that what it says of them adds up."""
+"""Which movies the gallery shows, and whether their cards add up."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def test_margins_are_differences_of_logits():
     assert np.isfinite(margins(np.array([[0.0, 1.0]]), np.array([1.0, 0.0]))).all()
 
 
-def test_each_list_holds_what_it_says_surest_first():
+def test_each_list_is_sorted_by_confidence():
     scores = np.array(
         [
             [0.9, 0.1],  # right, sure
-            [0.6, 0.1],  # right, less so
-            [0.8, 0.19],  # second missed, closely
-            [0.1, 0.9],  # second invented
-            [0.3, 0.1],  # first missed
+            [0.6, 0.1],  # right, less sure
+            [0.8, 0.19],  # second genre missed, closely
+            [0.1, 0.9],  # second genre invented
+            [0.3, 0.1],  # first genre missed
             [0.1, 0.1],  # right, but nothing predicted
-            [0.95, 0.21],  # right, the second one barely
+            [0.95, 0.21],  # right, the second genre barely
         ],
         dtype=np.float32,
     )
@@ -65,7 +65,7 @@ def test_no_list_is_filled_by_one_genre_or_shows_a_movie_twice():
         assert max(np.bincount([pick.genre for pick in picks])) <= 2
 
 
-def test_nothing_to_show_is_no_error():
+def test_lists_can_be_empty():
     picks_by_list = most_confident(
         np.zeros((4, 2), np.float32), np.zeros((4, 2)), THRESHOLDS, max_picks=3
     )
@@ -102,7 +102,7 @@ def test_parts_of_an_explanation_add_up(three_branches: Any, number: int):
                 assert words == pytest.approx(branch.part, abs=1e-4)
 
 
-def test_stacking_weighs_the_parts_and_adds_one(
+def test_stacking_weights_the_parts_and_adds_co_occurrence(
     three_branches: Any, monkeypatch: pytest.MonkeyPatch
 ):
     names = list(three_branches.model.inputs)
@@ -130,7 +130,7 @@ def test_stacking_weighs_the_parts_and_adds_one(
     )
 
 
-def test_a_movie_of_a_fold_has_the_stacking_of_that_fold(
+def test_a_card_uses_the_stacking_of_the_movies_fold(
     three_branches: Any, monkeypatch: pytest.MonkeyPatch
 ):
     case, network = three_branches, three_branches.model.network
@@ -158,17 +158,17 @@ def test_a_card_explains_the_score_it_shows(fixture_name: str, request: pytest.F
     assert shown == sorted(shown, reverse=True)
 
 
-def test_texts_that_the_model_looks_at_are_shown_in_short(two_branches: Any, three_branches: Any):
+def test_texts_that_the_model_reads_are_shown_shortened(two_branches: Any, three_branches: Any):
     assert card_of(two_branches, 0).texts == []
     ((column, text),) = card_of(three_branches, 0).texts
     movie = three_branches.data.movie_set.movies[int(three_branches.scores.rows[0])]
     assert column == "synopsis" and len(text) <= 160 and text.endswith(" …")
     assert movie.value("synopsis").startswith(text[:-2])
-    assert card_of(three_branches, 1).texts == []  # this one has none
+    assert card_of(three_branches, 1).texts == []  # this movie has no synopsis
 
 
 def test_a_column_that_a_movie_lacks_adds_nothing(three_branches: Any):
-    branch_cards = by_label(card_of(three_branches, 5))  # neither poster nor synopsis
+    branch_cards = by_label(card_of(three_branches, 5))  # has neither poster nor synopsis
     assert [branch.absent for branch in branch_cards.values()] == [False, True, True]
     for name in ("poster", "synopsis"):
         assert (branch_cards[name].part, branch_cards[name].words, branch_cards[name].heat) == (
@@ -179,7 +179,7 @@ def test_a_column_that_a_movie_lacks_adds_nothing(three_branches: Any):
     assert branch_cards["title"].words
 
 
-def test_a_branch_that_nothing_explains_still_has_its_part(make_case: Any):
+def test_a_branch_without_an_explainer_still_has_its_part(make_case: Any):
     class Unknown(nn.Module):
         def forward(self, **numbers: Tensor) -> Tensor:
             return torch.ones(1, 3)
@@ -211,13 +211,13 @@ def test_cards_say_why_there_is_no_poster(two_branches: Any, number: int, reason
         assert branch_card.part == 0.0
         return
     assert card.poster is not None
-    assert open_uri(card.poster).size == (160, 240)  # of 40 x 60
+    assert open_uri(card.poster).size == (160, 240)  # from 40 x 60
     if branch_card.heat is not None:
         assert open_uri(branch_card.heat).size == (160, 240)
     assert (branch_card.heat is None) == branch_card.no_evidence
 
 
-def test_a_poster_that_has_gone_since_has_no_heat_map(make_case: Any):
+def test_a_poster_deleted_after_scoring_has_no_heat_map(make_case: Any):
     case = make_case(["Action", "Comedy", "Drama"])
     (case.manifest.parent / "test0.png").unlink()
     card = card_of(case, 0)

@@ -1,4 +1,4 @@
-"""The page: complete, inert, and seen in a real browser."""
+"""report.html: complete, without injected code, and rendered in a real browser."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def render(case: Any) -> str:
 
 @pytest.fixture(scope="module", params=["two", "three"])
 def case(request: pytest.FixtureRequest) -> Any:
-    """Models of two and of three branches: whatever holds of a page holds of both."""
+    """Models of two and of three branches, for tests that hold for both."""
     return request.getfixturevalue(f"{request.param}_branches")
 
 
@@ -46,8 +46,8 @@ def page_file(case: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class Reader(HTMLParser):
-    """Elements with their attributes, and the text of the page."""
+class ParsedPage(HTMLParser):
+    """A page's elements with their attributes, and its texts."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -62,8 +62,8 @@ class Reader(HTMLParser):
         self.texts.append(data.strip())
 
 
-def test_numbers_on_the_page_are_those_of_the_metrics(case: Any, page_file: Path):
-    texts = Reader(page_file.read_text("utf-8")).texts
+def test_the_page_shows_the_metrics(case: Any, page_file: Path):
+    texts = ParsedPage(page_file.read_text("utf-8")).texts
     metrics = genre_metrics(case.scores.scores, case.scores.targets, case.model.thresholds)
     for name in ("f1_micro", "f1_macro", "map_macro", "f1_samples_at_0.5", "recall_macro_at_0.5"):
         assert f"{metrics[name]:.3f}" in texts, name
@@ -73,10 +73,10 @@ def test_numbers_on_the_page_are_those_of_the_metrics(case: Any, page_file: Path
     assert "18 present, 5 missing, 1 unreadable" in texts
 
 
-def test_the_page_asks_for_nothing_from_outside(page_file: Path):
+def test_the_page_loads_nothing_external(page_file: Path):
     html = page_file.read_text("utf-8")
     assert len(html.encode()) < 3_000_000
-    for tag, attributes in Reader(html).elements:
+    for tag, attributes in ParsedPage(html).elements:
         for name in ("src", "href", "srcset", "action", "data", "poster"):
             value = attributes.get(name)
             assert value is None or value.startswith(("data:", "#")), (tag, name, value[:80])
@@ -84,15 +84,15 @@ def test_the_page_asks_for_nothing_from_outside(page_file: Path):
     assert "default-src 'none'" in html
 
 
-def test_names_stay_text(page_file: Path):
-    reader = Reader(page_file.read_text("utf-8"))
-    assert sum(tag == "script" for tag, _ in reader.elements) == 1
-    assert {a["src"][:10] for tag, a in reader.elements if tag == "img" and a["src"]} == {
+def test_names_are_escaped(page_file: Path):
+    page = ParsedPage(page_file.read_text("utf-8"))
+    assert sum(tag == "script" for tag, _ in page.elements) == 1
+    assert {a["src"][:10] for tag, a in page.elements if tag == "img" and a["src"]} == {
         "data:image"
     }
-    assert not any(name.startswith("on") for _, a in reader.elements for name in a)
-    assert any("<script>window.hit=1</script>" in text for text in reader.texts)
-    assert any("{{ 7 * 7 }}" in text for text in reader.texts)
+    assert not any(name.startswith("on") for _, a in page.elements for name in a)
+    assert any("<script>window.hit=1</script>" in text for text in page.texts)
+    assert any("{{ 7 * 7 }}" in text for text in page.texts)
 
 
 def test_a_genre_without_positives_shows_dashes(page_file: Path):
@@ -109,14 +109,14 @@ def test_a_model_of_one_branch_has_a_report(make_case: Callable[..., Any], branc
     case = make_case(["Action", "Comedy", "Drama"], [branch])
     html = render_report(case.model, case.data, case.scores, case.origin)
     assert f"has the branch {branch} only" in html
-    ids = {attributes.get("id") for _, attributes in Reader(html).elements}
+    ids = {attributes.get("id") for _, attributes in ParsedPage(html).elements}
     assert ids >= set(SECTIONS)
     assert ("Grad-CAM), bright" in html) == (branch == "picture")
     assert ("(integrated gradients, exact)" in html) == (branch != "picture")
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_the_gallery_has_as_many_movies_as_are_asked_for(two_branches: Any, count: int):
+def test_the_gallery_has_the_requested_number_of_movies(two_branches: Any, count: int):
     case = two_branches
     html = render_report(case.model, case.data, case.scores, case.origin, gallery=count)
     lists = html.split('<ul class="cards"')[1:]
@@ -126,7 +126,7 @@ def test_the_gallery_has_as_many_movies_as_are_asked_for(two_branches: Any, coun
         assert (text in html) == (count > 0), text
 
 
-def test_branches_are_compared_where_there_is_a_validation_split(two_branches: Any):
+def test_branches_are_compared_only_with_a_validation_split(two_branches: Any):
     case = two_branches
     html = render_report(case.model, case.data, case.scores, case.origin)
     assert (
@@ -139,11 +139,11 @@ def test_without_a_training_split_there_are_no_baselines(two_branches: Any):
     data = copy.copy(two_branches.data)
     data.splits = {**data.splits, "train": np.zeros(0, np.int64), "val": np.zeros(0, np.int64)}
     html = render_report(two_branches.model, data, two_branches.scores, two_branches.origin)
-    with_all = render_report(
+    complete_html = render_report(
         two_branches.model, two_branches.data, two_branches.scores, two_branches.origin
     )
     for word in (">Prior<", ">Constant<", ">constant ", "on the training split"):
-        assert word in with_all and word not in html
+        assert word in complete_html and word not in html
     assert "F1, micro" in html
 
 
@@ -158,7 +158,7 @@ def test_two_branches_are_compared_with_and_without_posters(two_branches: Any):
     assert html.count("<span>no <bdi>poster</bdi></span>") > 0
 
 
-def test_three_branches_are_compared_over_what_movies_lack(three_branches: Any):
+def test_three_branches_are_compared_by_missing_columns(three_branches: Any):
     html = render(three_branches)
     assert groups(html) == [
         "All movies, n = 24",
@@ -166,7 +166,7 @@ def test_three_branches_are_compared_over_what_movies_lack(three_branches: Any):
         "Without poster, n = 6",
         "Without synopsis, n = 6",
     ]
-    texts = Reader(html).texts
+    texts = ParsedPage(html).texts
     assert "name + picture + plot" in texts
     assert "18 present, 6 missing" in texts  # synopses
     labels = ["title alone", "poster alone", "synopsis alone", "all"]
@@ -174,7 +174,7 @@ def test_three_branches_are_compared_over_what_movies_lack(three_branches: Any):
     assert html.count('aria-label="Words of synopsis"') > 0
 
 
-def test_many_genres_stay_small(make_case: Callable[..., Any]):
+def test_a_page_of_many_genres_stays_small(make_case: Callable[..., Any]):
     case = make_case([f"Genre number {g}" for g in range(60)], ["name"])
     html = render(case)
     assert "the 40 most frequent of 60" in html and "28 most frequent of 60" in html
@@ -189,7 +189,7 @@ def test_right_to_left_names_are_isolated(make_case: Callable[..., Any]):
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_flattering_splits_are_said_to_be(case: Any, split: str):
+def test_splits_that_flatter_the_model_are_noted(case: Any, split: str):
     other = replace(case.scores, split=split)
     html = render_report(case.model, case.data, other, case.origin, case.validation)
     assert ("flatter" in html) == (split != "test")
@@ -206,20 +206,20 @@ def test_softmax_scores_are_not_called_probabilities(case: Any):
 
 
 @pytest.mark.parametrize("by", ["stacking", "label_sets"])
-def test_co_occurrence_is_a_part_of_the_sums_that_are_shown(
+def test_co_occurrence_is_a_part_of_the_shown_sums(
     by: str, case: Any, page_file: Path, monkeypatch: pytest.MonkeyPatch
 ):
     assert "co-occurrence " not in re.sub(r"<[^>]*>", "", page_file.read_text("utf-8"))
     branches = {name: torch.ones(1, 4) for name in case.model.inputs}
     stacking = Stacking(branches, torch.ones(1, 4, 4), torch.zeros(1, 4))
-    given = {"stacking": stacking, "label_sets": LabelSets.from_targets(np.tri(4, 4))}
-    monkeypatch.setattr(case.model.network, by, given[by])
+    values = {"stacking": stacking, "label_sets": LabelSets.from_targets(np.tri(4, 4))}
+    monkeypatch.setattr(case.model.network, by, values[by])
     html = render(case)
     assert html.count("<span><bdi>co-occurrence</bdi> +") == html.count('<p class="sum">') > 0
     assert html.count("what the scores of all genres") == 2
 
 
-def test_numbers_are_written_for_people():
+def test_numbers_are_rounded_for_people():
     assert [number(float("nan")), number(0.12345)] == ["–", "0.123"]
     assert [signed(-0.5), signed(0.25), signed(-0.001)] == ["−0.50", "+0.25", "0.00"]
 
@@ -229,7 +229,7 @@ def test_numbers_are_written_for_people():
     [
         (0.1, 0.2, 2),
         (0.2107, 0.2121, 3),
-        (0.2121, 0.2107, 2),  # predicted: that both look equal is no contradiction
+        (0.2121, 0.2107, 2),  # predicted, so looking equal is no contradiction
         (0.25, 0.25, 2),
         (0.21003, 0.21004, 5),
         (1e-12, 2e-12, 9),
@@ -273,7 +273,7 @@ def test_evaluate_writes_the_report_beside_the_numbers(
     assert "python evaluate.py ckpt_path=" in html
 
 
-def test_a_long_name_leaves_room_for_the_square_of_genres():
+def test_a_long_name_leaves_room_for_the_heat_map():
     names = ["Action", "x" * 150]
     drawn = heat_map("pairs", np.ones((2, 2)), names)
     view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)
@@ -285,12 +285,12 @@ def test_a_long_name_leaves_room_for_the_square_of_genres():
 def open_page(
     contexts: Callable[..., BrowserContext], page_file: Path
 ) -> Iterator[Callable[..., Page]]:
-    """Opens the report, offline; when the test is over nothing may have gone wrong in it."""
+    """Opens the report offline; after the test, expects no errors and no requests."""
     errors: list[str] = []
     requests: list[str] = []
     pages = []
 
-    def open_it(width: int = 1200, scheme: str = "light", script: bool = True) -> Page:
+    def open_report(width: int = 1200, scheme: str = "light", script: bool = True) -> Page:
         page = contexts(offline=True, java_script_enabled=script).new_page()
         pages.append(page)
         page.set_viewport_size({"width": width, "height": 800})
@@ -301,14 +301,14 @@ def open_page(
         page.goto(page_file.as_uri())
         return page
 
-    yield open_it
+    yield open_report
     for page in pages:
         page.close()
     assert errors == []
     assert [url for url in requests if not url.startswith("data:")] == [page_file.as_uri()]
 
 
-def test_browser_shows_it_whole_and_runs_nothing_of_a_title(open_page: Callable[..., Page]):
+def test_browser_shows_all_sections_and_runs_no_injected_script(open_page: Callable[..., Page]):
     page = open_page()
     assert page.evaluate("window.hit") is None
     assert page.locator("h1").inner_text() == "How well genres are predicted"
@@ -326,18 +326,18 @@ def column(page: Page, number: int) -> list[str]:
     return [text.strip() for text in cells.all_inner_texts()]
 
 
-def test_browser_sorts_by_a_click(open_page: Callable[..., Page]):
+def test_browser_sorts_on_a_click(open_page: Callable[..., Page]):
     page = open_page()
     heading = page.locator("#genre-table thead th", has_text="AP")
-    assert column(page, 7) == sorted(column(page, 7), key=int, reverse=True)  # by support at first
+    assert column(page, 7) == sorted(column(page, 7), key=int, reverse=True)  # first by support
     heading.get_by_role("button").click()
-    down = column(page, 6)
+    descending = column(page, 6)
     assert heading.get_attribute("aria-sort") == "descending"
-    assert down == [*sorted(down[:-1], reverse=True), "–"]
+    assert descending == [*sorted(descending[:-1], reverse=True), "–"]
     heading.get_by_role("button").press("Enter")
-    up = column(page, 6)
+    ascending = column(page, 6)
     assert heading.get_attribute("aria-sort") == "ascending"
-    assert up == [*sorted(down[:-1]), "–"]  # what is undefined stays last
+    assert ascending == [*sorted(descending[:-1]), "–"]  # undefined values stay last
     page.locator("#genre-table thead th", has_text="Genre").get_by_role("button").click()
     assert column(page, 1)[-3:] == ["Action", "Comedy", "Horror"]
     assert page.locator("#genre-table [aria-sort]").count() == 1
@@ -352,15 +352,17 @@ def test_browser_never_scrolls_the_page_sideways(open_page: Callable[..., Page],
     word = page.locator("ul.words li:not(.of)").first
     word.evaluate("(item) => { item.textContent = 'W'.repeat(600) + ' +0.10'; }")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    small = """[...document.querySelectorAll("body *")].filter((each) =>
+    small_texts = """[...document.querySelectorAll("body *")].filter((each) =>
         each.childElementCount === 0 && each.textContent.trim() && !each.closest("svg")
         && each.getBoundingClientRect().width
         && parseFloat(getComputedStyle(each).fontSize) < 11.5).length"""
-    assert page.evaluate(small) == 0
+    assert page.evaluate(small_texts) == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_browser_shows_legible_text_by_day_and_night(open_page: Callable[..., Page], scheme: str):
+def test_browser_shows_legible_text_in_light_and_dark_mode(
+    open_page: Callable[..., Page], scheme: str
+):
     page = open_page(scheme=scheme)
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     channels = [int(channel) for channel in re.findall(r"\d+", background)]
@@ -368,7 +370,7 @@ def test_browser_shows_legible_text_by_day_and_night(open_page: Callable[..., Pa
     assert page.evaluate(CONTRAST) == []
 
 
-def test_browser_without_scripts_shows_the_same(open_page: Callable[..., Page]):
+def test_browser_shows_the_table_without_scripts(open_page: Callable[..., Page]):
     page = open_page(script=False)
     assert page.locator("#genre-table tbody tr").count() == 4
     assert page.locator("#genre-table button").count() == 0

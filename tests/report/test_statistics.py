@@ -39,22 +39,22 @@ def draw(num_movies: int, prevalence: list[float], seed: int, digits: int = 8):
 
 
 @pytest.mark.parametrize("digits", [8, 1], ids=["distinct scores", "many ties"])
-def test_bootstrap_is_the_metrics_of_each_resample(digits: int):
-    # the last genre has one positive, so that some resamples have none; the first has no prediction
+def test_bootstrap_computes_the_metrics_of_each_resample(digits: int):
+    # The last genre has one positive, so some resamples have none; the first is never predicted.
     scores, targets = draw(40, [0.5, 0.3, 0.1, 0.0], seed=3, digits=digits)
     targets[7, 3] = 1
     thresholds = np.array([1.0, 0.4, 0.3, 0.5], dtype=np.float32)
     scores[:, 0] *= 0.9
     result = bootstrap(scores, targets, thresholds, resamples=12, seed=5)
-    without = 0
+    num_without = 0
     for r, (counts,) in enumerate(resample_counts(40, 12, seed=5, max_block=1)):
         rows = np.repeat(np.arange(40), counts.astype(int))
         s, t = scores[rows], targets[rows]
         predicted = (s >= thresholds).astype(int)
         present = t.any(axis=0)
-        without += not present[3]
+        num_without += not present[3]
         ap = [average_precision_score(t[:, g], s[:, g]) for g in np.flatnonzero(present)]
-        wanted = {
+        expected = {
             **{
                 f"f1_{average}": f1_score(t, predicted, average=average, zero_division=0)
                 for average in ("micro", "macro", "weighted", "samples")
@@ -67,45 +67,45 @@ def test_bootstrap_is_the_metrics_of_each_resample(digits: int):
             "map_micro": average_precision_score(t.ravel(), s.ravel()),
             "map_macro": np.mean(ap),
         }
-        assert set(wanted) == set(result.metrics)
-        for name, value in wanted.items():
+        assert set(expected) == set(result.metrics)
+        for name, value in expected.items():
             assert result.metrics[name][r] == pytest.approx(value, abs=1e-6), name
         assert result.per_genre["ap"][r, present] == pytest.approx(ap, abs=1e-6)
         assert np.isnan(result.per_genre["ap"][r, ~present]).all()
-        by_genre = f1_score(t, predicted, average=None, zero_division=0)
-        assert result.per_genre["f1"][r] == pytest.approx(by_genre, abs=1e-6)
-    assert without > 0
+        genre_f1 = f1_score(t, predicted, average=None, zero_division=0)
+        assert result.per_genre["f1"][r] == pytest.approx(genre_f1, abs=1e-6)
+    assert num_without > 0
 
 
-def test_bootstrap_names_are_those_of_the_metrics():
+def test_bootstrap_has_all_metrics():
     scores, targets = draw(30, [0.5, 0.2], seed=0)
     names = genre_metrics(torch.tensor(scores), torch.tensor(targets), torch.tensor([0.5, 0.5]))
     resampled = bootstrap(scores, targets, np.full(2, 0.5), resamples=2).metrics
     assert set(resampled) == {name for name in names if not name.endswith("_at_0.5")}
 
 
-def test_bootstrap_does_not_depend_on_how_much_is_held_at_once(monkeypatch: pytest.MonkeyPatch):
+def test_bootstrap_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch):
     scores, targets = draw(50, [0.4, 0.1], seed=1)
     whole = bootstrap(scores, targets, np.full(2, 0.4), resamples=9, seed=2)
     monkeypatch.setattr(statistics, "_BLOCK_CELLS", 200)  # two resamples at once
-    pieces = bootstrap(scores, targets, np.full(2, 0.4), resamples=9, seed=2)
+    in_blocks = bootstrap(scores, targets, np.full(2, 0.4), resamples=9, seed=2)
     for name, values in whole.metrics.items():
-        np.testing.assert_allclose(pieces.metrics[name], values, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(in_blocks.metrics[name], values, rtol=1e-6, err_msg=name)
 
 
-def test_of_a_single_movie_there_are_no_intervals():
+def test_a_single_movie_has_no_intervals():
     result = bootstrap(np.full((1, 2), 0.6), np.array([[1, 0]]), np.full(2, 0.5), resamples=3)
-    found = interval(1.0, result.metrics["map_macro"])
-    assert found.value == 1.0 and np.isnan([found.low, found.high]).all()
+    actual = interval(1.0, result.metrics["map_macro"])
+    assert actual.value == 1.0 and np.isnan([actual.low, actual.high]).all()
 
 
-def test_where_all_resamples_agree_there_is_no_interval():
-    """Of a genre whose three movies are all missed, "0 to 0" would say that F1 is surely 0."""
+def test_there_is_no_interval_if_all_resamples_agree():
+    """For a genre whose three movies are all missed, "0 to 0" would say that F1 is surely 0."""
     scores, targets = draw(60, [0.4, 0.4], seed=0)
     scores[:, 1], targets[:, 1] = 0.1, np.arange(60) < 3
     result = bootstrap(scores, targets, np.full(2, 0.5), resamples=50)
-    found = interval(0.0, result.per_genre["f1"][:, 1])
-    assert found.value == 0 and np.isnan([found.low, found.high]).all()
+    actual = interval(0.0, result.per_genre["f1"][:, 1])
+    assert actual.value == 0 and np.isnan([actual.low, actual.high]).all()
     assert interval(0.5, result.per_genre["f1"][:, 0]).low < 0.5
 
 
@@ -125,10 +125,10 @@ def test_resamples_are_draws_with_replacement_and_repeatable():
     np.testing.assert_array_equal(drawn, np.concatenate(in_blocks))
 
 
-def test_interval_mirrors_the_quantiles_and_holds_the_estimate():
+def test_interval_mirrors_the_quantiles_and_contains_the_estimate():
     resampled = np.linspace(0.4, 0.6, 1001)
-    found = interval(0.45, resampled)
-    assert (found.low, found.high) == pytest.approx((0.9 - 0.595, 0.9 - 0.405))
+    actual = interval(0.45, resampled)
+    assert (actual.low, actual.high) == pytest.approx((0.9 - 0.595, 0.9 - 0.405))
     assert interval(0.02, np.array([0.01, 0.5])).low == 0.0
     beyond = interval(0.1, np.array([0.2, 0.3, np.nan]))
     assert beyond.low <= 0.1 == beyond.high
@@ -137,7 +137,7 @@ def test_interval_mirrors_the_quantiles_and_holds_the_estimate():
     assert interval(-0.5, np.array([-0.9, -0.1]), minimum=-1.0).low == pytest.approx(-0.88)
 
 
-def test_intervals_of_map_hold_the_truth_where_genres_are_rare():
+def test_intervals_of_map_cover_the_truth_if_genres_are_rare():
     prevalence = [0.3, 0.1, 0.06, 0.04, 0.03, 0.02]
     scores, targets = draw(100_000, prevalence, seed=0)
     truth = np.mean([average_precision_score(targets[:, g], scores[:, g]) for g in range(6)])
@@ -146,51 +146,51 @@ def test_intervals_of_map_hold_the_truth_where_genres_are_rare():
         scores, targets = draw(250, prevalence, seed=1 + trial)
         metrics = genre_metrics(torch.tensor(scores), torch.tensor(targets), torch.full((6,), 0.5))
         resampled = bootstrap(scores, targets, np.full(6, 0.5), resamples=100, seed=trial).metrics
-        found = interval(metrics["map_macro"], resampled["map_macro"])
-        mirrored += found.low <= truth <= found.high
+        actual = interval(metrics["map_macro"], resampled["map_macro"])
+        mirrored += actual.low <= truth <= actual.high
         low, high = np.quantile(resampled["map_macro"], [0.025, 0.975])
         plain += low <= truth <= high
     assert mirrored >= 34
     assert plain < mirrored - 8  # why they are mirrored
 
 
-def test_intervals_of_ap_hold_the_truth_of_a_genre_of_seven_movies():
-    def drawn(num_movies: int, seed: int):
+def test_intervals_of_ap_cover_the_truth_for_a_genre_of_seven_movies():
+    def simulate(num_movies: int, seed: int):
         generator = np.random.default_rng(seed)
         truth = (generator.random((num_movies, 1)) < 7 / 300).astype(np.float32)
         scores = generator.normal(size=truth.shape) + 2.7 * truth
         return (1 / (1 + np.exp(-scores))).astype(np.float32), truth
 
-    scores, targets = drawn(200_000, seed=0)
+    scores, targets = simulate(200_000, seed=0)
     truth = average_precision_score(targets[:, 0], scores[:, 0])
     by_logits = mirrored = 0
     for trial in range(60):
-        scores, targets = drawn(300, seed=1 + trial)
+        scores, targets = simulate(300, seed=1 + trial)
         value = average_precision_score(targets[:, 0], scores[:, 0])
-        drawn_again = bootstrap(scores, targets, np.full(1, 0.5), resamples=100, seed=trial)
-        resampled = drawn_again.per_genre["ap"][:, 0]
-        found = ap_interval(value, resampled, 300)
-        by_logits += found.low <= truth <= found.high
-        found = interval(value, resampled)
-        mirrored += found.low <= truth <= found.high
+        result = bootstrap(scores, targets, np.full(1, 0.5), resamples=100, seed=trial)
+        resampled = result.per_genre["ap"][:, 0]
+        actual = ap_interval(value, resampled, 300)
+        by_logits += actual.low <= truth <= actual.high
+        actual = interval(value, resampled)
+        mirrored += actual.low <= truth <= actual.high
     assert by_logits >= 53
-    assert mirrored < by_logits - 6  # why it is another one
+    assert mirrored < by_logits - 6  # why AP has intervals of its own
 
 
 def test_an_interval_of_ap_is_symmetric_in_its_logit():
     resampled = np.array([0.2, 0.3, 0.5, np.nan])
-    found = ap_interval(0.3, resampled, 50)
+    actual = ap_interval(0.3, resampled, 50)
     logits = np.log(resampled[:3] / (1 - resampled[:3]))
     ends = np.log(0.3 / 0.7) + 1.96 * np.std(logits) * np.array([-1, 1])
-    assert (found.low, found.high) == pytest.approx(1 / (1 + np.exp(-ends)), abs=1e-4)
-    # One has no logit, yet is an end like any other.
+    assert (actual.low, actual.high) == pytest.approx(1 / (1 + np.exp(-ends)), abs=1e-4)
+    # 1 has no finite logit, yet can be the upper end.
     best = ap_interval(1.0, np.array([0.8, 1.0]), 50)
     assert 0.5 < best.low < 0.99 and best.high == 1.0
-    for value, none in ((float("nan"), resampled), (1.0, np.ones(3)), (0.5, np.array([np.nan]))):
-        assert np.isnan([ap_interval(value, none, 50).low, ap_interval(value, none, 50).high]).all()
+    for value, aps in ((float("nan"), resampled), (1.0, np.ones(3)), (0.5, np.array([np.nan]))):
+        assert np.isnan([ap_interval(value, aps, 50).low, ap_interval(value, aps, 50).high]).all()
 
 
-def test_fewer_resamples_for_more_movies():
+def test_more_movies_have_fewer_resamples():
     assert num_resamples(777, 18) == 1000
     assert num_resamples(10_000_000, 28) == 100
     assert 100 < num_resamples(10_000, 18) < 1000

@@ -74,18 +74,18 @@ def test_bce_is_the_mean_of_its_cells(batch, smoothing, weighted):
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-def test_cross_entropy_is_the_softmax_over_genres_against_the_multi_hot_row(batch, weighted):
+def test_cross_entropy_compares_the_softmax_with_multi_hot_targets(batch, weighted):
     logits, targets = batch
     weights = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]) if weighted else torch.ones(5)
     total = 0.0
-    for row, goal in zip(logits.tolist(), targets.tolist(), strict=True):
+    for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
         log_sum = math.log(sum(math.exp(z) for z in row))
         total -= sum(
-            float(w) * y * (z - log_sum) for z, y, w in zip(row, goal, weights, strict=True)
+            float(w) * y * (z - log_sum) for z, y, w in zip(row, target, weights, strict=True)
         )
     loss = cross_entropy(logits, targets, pos_weight=weights if weighted else None)
     assert float(loss) == pytest.approx(total / len(logits), rel=1e-5)
-    if not weighted:  # the original recipe, as it called it
+    if not weighted:  # the loss of the original recipe
         assert float(loss) == float(torch.nn.CrossEntropyLoss()(logits, targets))
 
 
@@ -126,7 +126,7 @@ def test_asymmetric_is_the_mean_of_its_cells(batch, gamma_neg, gamma_pos, clip):
     assert float(loss) == pytest.approx(mean_over_cells(logits, targets, cell), rel=1e-5)
 
 
-def test_losses_reduce_to_one_another(batch):
+def test_focal_and_asymmetric_reduce_to_bce(batch):
     logits, targets = batch
     weights = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
     bce = bce_with_logits(logits, targets, pos_weight=weights)
@@ -147,7 +147,7 @@ def test_loss_and_gradient_are_finite_at_extreme_logits(loss, options):
 
 
 @pytest.mark.parametrize("loss, options", ALL_LOSSES)
-def test_gradient_is_that_of_finite_differences(batch, loss, options):
+def test_gradient_agrees_with_finite_differences(batch, loss, options):
     logits, targets = (part.double() for part in batch)
     assert torch.autograd.gradcheck(
         lambda z: loss(z, targets, **options), logits.requires_grad_(True)
@@ -173,7 +173,7 @@ def test_integer_targets_are_accepted(batch, loss, options):
 
 
 @pytest.mark.parametrize("loss, options", ALL_LOSSES)
-def test_shapes_that_disagree_are_refused(loss, options):
+def test_mismatched_shapes_are_refused(loss, options):
     with pytest.raises(ValueError, match=r"\(3, 5\).*\(3, 1\)"):
         loss(torch.zeros(3, 5), torch.zeros(3, 1), **options)
     with pytest.raises(ValueError, match=r"\(5,\)"):
@@ -182,14 +182,14 @@ def test_shapes_that_disagree_are_refused(loss, options):
 
 def test_balanced_weights_are_negatives_over_positives_within_bounds():
     weights = class_weights(COUNTS, NUM_MOVIES, "balanced")
-    # 50:50; 10 of 100; 1 of 100 is 99, cut to 20; none: 1; all: 0, raised to 1/20
+    # 50 of 100: 1; 10: 9; 1: 99, lowered to 20; none: 1; all: 0, raised to 1/20
     torch.testing.assert_close(weights, torch.tensor([1.0, 9.0, 20.0, 1.0, 0.05]))
     roots = class_weights(torch.tensor(COUNTS), NUM_MOVIES, "sqrt")
     torch.testing.assert_close(roots, weights.sqrt())
 
 
 @pytest.mark.parametrize(
-    "counts, num_movies, kind, words",
+    "counts, num_movies, kind, message",
     [
         pytest.param([1], 2, "inverse", "balanced", id="unknown-kind"),
         pytest.param([3], 2, "sqrt", "num_movies=2", id="more-than-all"),
@@ -197,8 +197,8 @@ def test_balanced_weights_are_negatives_over_positives_within_bounds():
         pytest.param([[1]], 2, "sqrt", r"\(G,\)", id="two-dimensional"),
     ],
 )
-def test_impossible_class_weights_are_refused(counts, num_movies, kind, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_class_weights_are_refused(counts, num_movies, kind, message):
+    with pytest.raises(ValueError, match=message):
         class_weights(counts, num_movies, kind)
 
 
@@ -212,7 +212,7 @@ def test_impossible_class_weights_are_refused(counts, num_movies, kind, words):
         pytest.param("asymmetric", asymmetric, id="asymmetric"),
     ],
 )
-def test_modules_are_their_functions(batch, name, function, kind):
+def test_modules_agree_with_their_functions(batch, name, function, kind):
     logits, targets = batch
     assert build_loss(name)(logits, targets) == function(logits, targets)
     weighted = build_loss(name, COUNTS, NUM_MOVIES, class_weight=kind)
@@ -222,16 +222,16 @@ def test_modules_are_their_functions(batch, name, function, kind):
     # weights follow the module between devices, but stay out of checkpoints
     assert "pos_weight" in dict(weighted.named_buffers())
     assert not weighted.state_dict()
-    again: dict[str, Any] = cast("Any", weighted).description
-    assert build_loss(**again)(logits, targets) == weighted(logits, targets)
-    # counts may always be handed in; without class_weight they change nothing
+    description: dict[str, Any] = cast("Any", weighted).description
+    assert build_loss(**description)(logits, targets) == weighted(logits, targets)
+    # counts may always be passed; without class_weight they change nothing
     assert build_loss(name, COUNTS, NUM_MOVIES)(logits, targets) == function(logits, targets)
     with pytest.raises(ValueError, match="genre_counts"):
         build_loss(name, class_weight=kind)
 
 
 @pytest.mark.parametrize("key", ["alpha", "pos_weight"])
-def test_an_argument_that_a_loss_has_not_is_refused(key):
+def test_an_unknown_argument_of_a_loss_is_refused(key):
     with pytest.raises(
         ValueError, match=rf"loss\.{key}: bce has no such .*'class_weight', 'label_"
     ):
@@ -248,7 +248,7 @@ def test_class_weights_are_refused_by_a_loss_without_any(monkeypatch):
         build_loss("unweighted", COUNTS, NUM_MOVIES, class_weight="sqrt")
 
 
-def test_modules_pass_their_numbers_on(batch):
+def test_modules_pass_on_their_arguments(batch):
     logits, targets = batch
     assert BCELoss(label_smoothing=0.2)(logits, targets) == bce_with_logits(
         logits, targets, label_smoothing=0.2
@@ -272,6 +272,6 @@ def test_modules_pass_their_numbers_on(batch):
         pytest.param(AsymmetricLoss, {"clip": 1.0}, id="clip"),
     ],
 )
-def test_numbers_out_of_range_are_refused_by_name(module, options):
+def test_arguments_out_of_range_are_refused_by_name(module, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         module(**options)

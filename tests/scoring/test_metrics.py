@@ -69,11 +69,10 @@ def oracle(scores: Tensor, targets: Tensor, thresholds: Tensor) -> dict[str, flo
     metrics: dict[str, float] = {}
     for suffix, cuts in [("", thresholds.numpy()), ("_at_0.5", np.float32(0.5))]:
         predicted = (values >= cuts).astype(int)
-        if (
-            truth.shape[1] == 1
-        ):  # one column is a binary problem to scikit-learn: micro and macro of the positive class
-            both = [f(truth[:, 0], predicted[:, 0], zero_division=0) for f in SCORERS]
-            f1, precision, recall = (float(value) for value in both)
+        if truth.shape[1] == 1:
+            # scikit-learn takes one column for a binary problem, and averages over both classes.
+            results = [f(truth[:, 0], predicted[:, 0], zero_division=0) for f in SCORERS]
+            f1, precision, recall = (float(result) for result in results)
             rows = f1_score(
                 np.c_[truth, truth], np.c_[predicted, predicted], average="samples", zero_division=0
             )
@@ -95,7 +94,7 @@ def oracle(scores: Tensor, targets: Tensor, thresholds: Tensor) -> dict[str, flo
             )
     present = truth.any(axis=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn warns where there is no positive, and says 0
+        warnings.simplefilter("ignore")  # scikit-learn warns and gives 0 without positives
         each = [average_precision_score(t, s) for t, s in zip(truth.T, values.T, strict=True)]
         metrics["map_macro"] = float(np.mean(np.array(each)[present])) if present.any() else 0.0
         metrics["map_micro"] = average_precision_score(truth.ravel(), values.ravel())
@@ -106,7 +105,7 @@ SCORERS = (f1_score, precision_score, recall_score)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_metrics_are_those_of_scikit_learn(name: str) -> None:
+def test_metrics_agree_with_scikit_learn(name: str) -> None:
     expected = oracle(*case(name))
     metrics = genre_metrics(*case(name))
     assert set(metrics) == set(expected)
@@ -115,7 +114,7 @@ def test_metrics_are_those_of_scikit_learn(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_metrics_per_genre_are_those_of_scikit_learn(name: str) -> None:
+def test_metrics_per_genre_agree_with_scikit_learn(name: str) -> None:
     scores, targets, thresholds = case(name)
     table = per_genre_metrics(scores, targets, thresholds)
     assert list(table) == ["f1", "precision", "recall", "ap", "support", "threshold"]
@@ -137,7 +136,7 @@ def test_metrics_per_genre_are_those_of_scikit_learn(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("value", [0.1, 0.3, 0.5, 0.7, 1.0, 0.0])
 def test_a_score_at_its_threshold_is_predicted(value: float, dtype: torch.dtype) -> None:
-    # 0.3 as float64 is below 0.3 as float32: the rule compares both as float32
+    # 0.3 as float64 is below 0.3 as float32, so both are compared as float32
     scores = torch.tensor([[value]], dtype=dtype)
     table = per_genre_metrics(scores, torch.ones(1, 1), torch.tensor([value]))
     assert float(table["recall"][0]) == 1.0
@@ -154,7 +153,7 @@ def test_targets_of_any_dtype(dtype: torch.dtype) -> None:
     assert genre_metrics(scores, targets.to(dtype), thresholds) == expected
 
 
-def test_inputs_are_left_as_they_were() -> None:
+def test_inputs_are_not_modified() -> None:
     inputs = random_case()
     copies = [part.clone() for part in inputs]
     genre_metrics(*inputs)
@@ -164,7 +163,7 @@ def test_inputs_are_left_as_they_were() -> None:
 
 @pytest.mark.parametrize("function", [genre_metrics, per_genre_metrics])
 @pytest.mark.parametrize(
-    "scores, targets, thresholds, words",
+    "scores, targets, thresholds, message",
     [
         pytest.param(
             torch.tensor([[-2.0]]), torch.ones(1, 1), torch.ones(1), "sigmoid", id="logits"
@@ -178,8 +177,8 @@ def test_inputs_are_left_as_they_were() -> None:
         pytest.param(torch.ones(0, 2), torch.ones(0, 2), torch.ones(2), "empty", id="no-rows"),
     ],
 )
-def test_impossible_inputs_are_refused(function, scores, targets, thresholds, words) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_invalid_inputs_are_refused(function, scores, targets, thresholds, message) -> None:
+    with pytest.raises(ValueError, match=message):
         function(scores, targets, thresholds)
 
 
@@ -220,7 +219,7 @@ def test_collector_keeps_the_shape_of_a_single_number(shape: tuple[int, int, int
     [pytest.param(3, 4, 2, id="branches"), pytest.param(2, 3, 2, id="genres"),
      pytest.param(2, 4, 3, id="folds")],
 )  # fmt: skip
-def test_collector_refuses_other_widths(branches: int, genres: int, folds: int) -> None:
+def test_collector_refuses_mismatched_shapes(branches: int, genres: int, folds: int) -> None:
     logits, targets = torch.zeros(2, branches, genres), torch.zeros(2, genres)
     with pytest.raises(ValueError, match=rf"must be \({folds}, 2, 4\)"):
         LogitCollector(2, 4).update(logits, targets, torch.zeros(folds))
@@ -235,12 +234,12 @@ def collect_on_rank(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
     try:
-        torch.save({name: collected(rank, name) for name in RANKS}, f"{folder}/rank{rank}.pt")
+        torch.save({name: collect_batches(rank, name) for name in RANKS}, f"{folder}/rank{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
-def collected(rank: int, name: str) -> dict[str, object]:
+def collect_batches(rank: int, name: str) -> dict[str, object]:
     scores, targets, thresholds = random_case()
     start = sum(RANKS[name][0]) if rank else 0
     collector = LogitCollector(num_branches=1, num_genres=6)
@@ -261,7 +260,7 @@ def collected(rank: int, name: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def rank_results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, object]]]:
-    """What each of two real processes of one gloo group collected, by name of RANKS."""
+    """What each of two real processes of a gloo group collected, by the names in ``RANKS``."""
     folder = tmp_path_factory.mktemp("ranks")
     processes = [Command([__file__, rank, folder], folder) for rank in range(2)]
     try:
@@ -275,7 +274,7 @@ def rank_results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dic
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RANKS)
-def test_two_processes_give_what_one_gives(name: str, rank_results) -> None:
+def test_two_processes_agree_with_one(name: str, rank_results) -> None:
     scores, targets, thresholds = random_case()
     for rank in range(2):
         result = rank_results[rank][name]
@@ -283,7 +282,7 @@ def test_two_processes_give_what_one_gives(name: str, rank_results) -> None:
         assert torch.equal(result["targets"], targets.to(torch.uint8))
         assert torch.equal(result["folds"], torch.arange(200))
         assert result["metrics"] == genre_metrics(scores, targets, thresholds)
-        # after compute each rank holds its own rows again, so that the next batch is added to those
+        # compute leaves each rank with its own rows only, to which the next batch is added
         assert result["own_rows"] == sum(RANKS[name][rank])
 
 

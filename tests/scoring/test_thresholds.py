@@ -22,7 +22,7 @@ from genre_lightning.scoring.thresholds import (
 def random_case(
     num_rows: int = 120, num_genres: int = 5, seed: int = 0, ties: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Scores that say something, genres from common to rare, the last without a positive."""
+    """Informative scores; genres from common to rare, the last without positives."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(num_rows, num_genres, generator=generator) - torch.linspace(
         0.5, 3.0, num_genres
@@ -39,38 +39,38 @@ def f1_at(scores: np.ndarray, positives: np.ndarray, cut: float) -> float:
     return 2 * hits / max(int(predicted.sum() + positives.sum()), 1)
 
 
-def best_f1_by_trying(scores: Tensor, positives: Tensor) -> float:
+def brute_force_f1(scores: Tensor, positives: Tensor) -> float:
     values, truth = scores.flatten().numpy(), positives.flatten().numpy()
     return max(f1_at(values, truth, cut) for cut in [*np.unique(values), 2.0])
 
 
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
 @pytest.mark.parametrize("seed", range(3))
-def test_shared_is_the_best_of_all_cuts_in_micro_f1(seed: int, ties: bool) -> None:
+def test_shared_has_the_best_micro_f1_of_all_cuts(seed: int, ties: bool) -> None:
     scores, targets = random_case(seed=seed, ties=ties)
     thresholds = fit_thresholds(scores, targets, "shared")
     assert thresholds.shape == (5,) and thresholds.dtype == torch.float32
     assert len(set(thresholds.tolist())) == 1
     reached = f1_score(targets, scores >= thresholds, average="micro")
-    assert reached == pytest.approx(best_f1_by_trying(scores, targets), abs=1e-12)
+    assert reached == pytest.approx(brute_force_f1(scores, targets), abs=1e-12)
 
 
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
 @pytest.mark.parametrize("seed", range(3))
-def test_per_genre_is_the_best_of_all_cuts_of_each_genre(seed: int, ties: bool) -> None:
+def test_per_genre_has_the_best_f1_of_all_cuts_for_each_genre(seed: int, ties: bool) -> None:
     scores, targets = random_case(seed=seed, ties=ties)
     thresholds = fit_thresholds(scores, targets, "per_genre")
     for g in range(4):
         reached = f1_score(targets[:, g], scores[:, g] >= thresholds[g])
-        expected = best_f1_by_trying(scores[:, g], targets[:, g])
+        expected = brute_force_f1(scores[:, g], targets[:, g])
         assert reached == pytest.approx(expected, abs=1e-12), g
 
 
-def test_an_optimum_lies_midway_between_the_scores_it_separates() -> None:
+def test_a_threshold_lies_midway_between_the_scores_it_separates() -> None:
     scores = torch.tensor([[0.9], [0.6], [0.4], [0.1]])
     targets = torch.tensor([[1], [1], [0], [0]])
     assert float(fit_thresholds(scores, targets, "per_genre")) == pytest.approx(0.5)
-    # all taken: half the lowest score
+    # if all are predicted: half the lowest score
     assert float(fit_thresholds(scores, torch.ones(4, 1), "per_genre")) == pytest.approx(0.05)
 
 
@@ -84,14 +84,14 @@ def exhaustive_rows() -> list[tuple[list[float], list[int]]]:
     ]
 
 
-def test_cuts_are_exact_on_every_small_case_with_ties_and_scores_of_0_and_1() -> None:
+def test_cuts_are_optimal_for_every_small_case_with_ties_and_scores_of_0_and_1() -> None:
     cases = exhaustive_rows()
     scores = torch.tensor([case[0] for case in cases]).T
     positives = torch.tensor([case[1] for case in cases]).T.bool()
     cuts = best_f1_cuts(scores.numpy(), positives.double().numpy())
     for c in range(len(cases)):
         reached = f1_at(scores[:, c].numpy(), positives[:, c].numpy(), float(cuts[c]))
-        assert reached == pytest.approx(best_f1_by_trying(scores[:, c], positives[:, c])), cases[c]
+        assert reached == pytest.approx(brute_force_f1(scores[:, c], positives[:, c])), cases[c]
 
 
 @pytest.mark.parametrize("value", [0.3, 1.0, 1e-30, 0.5])
@@ -103,31 +103,31 @@ def test_neighbouring_floats_are_still_separated(value: float) -> None:
     assert (scores >= thresholds).flatten().tolist() == [False, True]
 
 
-def test_shrunk_lies_between_the_shared_and_the_genres_own() -> None:
+def test_shrunk_lies_between_shared_and_per_genre() -> None:
     scores, targets = random_case(400)
-    own = fit_thresholds(scores, targets, "per_genre")
+    per_genre = fit_thresholds(scores, targets, "per_genre")
     shared = fit_thresholds(scores, targets, "shared")
     shrunk = fit_thresholds(scores, targets, "shrunk", strength=30.0)
     count = targets.sum(dim=0)
     for g in range(5):
-        trust = float(count[g] / (count[g] + 30.0))
-        expected = trust * torch.logit(own[g]) + (1 - trust) * torch.logit(shared[g])
+        weight = float(count[g] / (count[g] + 30.0))
+        expected = weight * torch.logit(per_genre[g]) + (1 - weight) * torch.logit(shared[g])
         assert float(torch.logit(shrunk[g])) == pytest.approx(float(expected), abs=1e-4)
-    none = fit_thresholds(scores, targets, "shrunk", strength=0.0)
-    torch.testing.assert_close(none, own)
-    all_of_it = fit_thresholds(scores, targets, "shrunk", strength=1e12)
-    torch.testing.assert_close(all_of_it, shared)
+    unshrunk = fit_thresholds(scores, targets, "shrunk", strength=0.0)
+    torch.testing.assert_close(unshrunk, per_genre)
+    fully_shrunk = fit_thresholds(scores, targets, "shrunk", strength=1e12)
+    torch.testing.assert_close(fully_shrunk, shared)
 
 
 def mixed_f1(scores: np.ndarray, truth: np.ndarray, cuts: np.ndarray, micro_weight: float) -> float:
-    """Plain micro and macro F1 of possibly soft labels."""
-    hits, both = [], []
+    """Weighted mean of micro and macro F1, by a plain loop; labels can be soft."""
+    hits, totals = [], []
     for g in range(scores.shape[1]):
         predicted = scores[:, g] >= cuts[g]
         hits.append(2 * float(truth[predicted, g].sum()))
-        both.append(float(predicted.sum()) + float(truth[:, g].sum()))
-    macro = sum(h / b for h, b in zip(hits, both, strict=True)) / len(hits)
-    return micro_weight * sum(hits) / sum(both) + (1 - micro_weight) * macro
+        totals.append(float(predicted.sum()) + float(truth[:, g].sum()))
+    macro = sum(h / t for h, t in zip(hits, totals, strict=True)) / len(hits)
+    return micro_weight * sum(hits) / sum(totals) + (1 - micro_weight) * macro
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
@@ -135,8 +135,8 @@ def mixed_f1(scores: np.ndarray, truth: np.ndarray, cuts: np.ndarray, micro_weig
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
 def test_no_genre_can_move_its_cut_for_a_better_mixed_f1(ties, micro_weight, soft) -> None:
     for seed in range(10):
-        drawn, targets = random_case(30, 4, seed=seed, ties=ties)
-        scores = drawn[:, :3].numpy()
+        all_scores, targets = random_case(30, 4, seed=seed, ties=ties)
+        scores = all_scores[:, :3].numpy()
         truth = scores.astype(np.float64) ** 2 if soft else targets[:, :3].double().numpy()
         truth[0] = 1
         cuts = best_mixed_cuts(scores, truth, micro_weight)
@@ -153,9 +153,9 @@ def test_no_genre_can_move_its_cut_for_a_better_mixed_f1(ties, micro_weight, sof
 
 
 @pytest.mark.parametrize("strength", [0.0, 5.0, 1e6])
-def test_calibration_is_the_optimum_of_its_regression(strength: float) -> None:
-    drawn, targets = random_case(150, 5)
-    scores, truth = drawn[:, :4].numpy() ** 2, targets[:, :4].double().numpy()
+def test_calibration_is_the_optimum_that_scipy_finds(strength: float) -> None:
+    all_scores, targets = random_case(150, 5)
+    scores, truth = all_scores[:, :4].numpy() ** 2, targets[:, :4].double().numpy()
     logits = np.log(scores / (1 - scores)).astype(np.float64)
     logits = (logits - logits.mean()) / logits.std()
 
@@ -170,9 +170,9 @@ def test_calibration_is_the_optimum_of_its_regression(strength: float) -> None:
 
 
 def test_calibrated_probabilities_sum_to_the_positives_of_each_genre() -> None:
-    drawn, targets = random_case(300, 5)
+    all_scores, targets = random_case(300, 5)
     truth = targets[:, :4].double().numpy()
-    for scores in (drawn[:, :4].numpy() ** 3, drawn[:, :4].numpy() ** 0.2):
+    for scores in (all_scores[:, :4].numpy() ** 3, all_scores[:, :4].numpy() ** 0.2):
         probabilities = calibrate(scores, truth, 0.0)
         np.testing.assert_allclose(probabilities.sum(axis=0), truth.sum(axis=0), rtol=1e-2)
 
@@ -180,20 +180,21 @@ def test_calibrated_probabilities_sum_to_the_positives_of_each_genre() -> None:
 @pytest.mark.parametrize(
     "scores, truth",
     [
-        pytest.param(np.eye(6)[:, :2], np.eye(6)[:, :2], id="scores-tell-all"),
-        pytest.param(np.full((6, 2), 0.5), np.eye(6)[:, :2], id="scores-tell-nothing"),
-        pytest.param(1 - np.eye(6)[:, :2], np.eye(6)[:, :2], id="scores-tell-the-opposite"),
+        pytest.param(np.eye(6)[:, :2], np.eye(6)[:, :2], id="perfect-scores"),
+        pytest.param(np.full((6, 2), 0.5), np.eye(6)[:, :2], id="uninformative-scores"),
+        pytest.param(1 - np.eye(6)[:, :2], np.eye(6)[:, :2], id="inverted-scores"),
         pytest.param(np.full((6, 2), 1.0), np.ones((6, 2)), id="all-positive"),
     ],
 )
-def test_calibration_ends_for_uninformative_scores(scores, truth) -> None:
+def test_calibration_converges_for_degenerate_scores(scores, truth) -> None:
     probabilities = calibrate(scores.astype(np.float32), truth, 1.0)
     assert np.isfinite(probabilities).all()
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
 
 
-def test_expected_predicts_no_genre_whose_every_movie_would_cost_too_much() -> None:
-    # constant scores: all or none of a genre; all of the rare one would halve micro F1
+def test_expected_never_predicts_a_genre_that_would_lower_f1() -> None:
+    # Constant scores: a genre is predicted for all movies or none. Predicting the rare one for
+    # all would lower micro F1 from 0.94 to 0.63.
     scores = torch.tensor([[0.7, 1.0]]).expand(100, 2)
     targets = torch.zeros(100, 2)
     targets[:90, 0] = targets[:1, 1] = 1
@@ -202,7 +203,7 @@ def test_expected_predicts_no_genre_whose_every_movie_would_cost_too_much() -> N
     assert 1 < float(thresholds[1]) < 1.000001
 
 
-def test_expected_does_not_mind_how_the_scores_are_stretched() -> None:
+def test_expected_hardly_depends_on_the_scale_of_the_logits() -> None:
     scores, targets = random_case(400)
     stretched = torch.sigmoid(3 * torch.logit(scores) + 2)
     predicted = scores >= fit_thresholds(scores, targets, "expected")
@@ -210,9 +211,9 @@ def test_expected_does_not_mind_how_the_scores_are_stretched() -> None:
     assert float((predicted != predicted_stretched).float().mean()) < 0.005
 
 
-def test_expected_serves_micro_and_macro_on_movies_it_has_not_seen() -> None:
-    # genres from common to rare, scores as of a model that knows half; 60 repeats, so that no
-    # single draw decides
+def test_expected_has_the_best_sum_of_micro_and_macro_f1_on_held_out_movies() -> None:
+    # Genres from common to rare, and scores of a model that knows half of what decides them; 60
+    # repeats, so that no single draw decides the comparison.
     mean: dict[str, np.ndarray] = {method: np.zeros(2) for method in METHODS}
     for seed in range(60):
         generator = torch.Generator().manual_seed(seed)
@@ -242,7 +243,7 @@ def test_a_genre_without_positives_takes_the_shared_threshold(method: str) -> No
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_without_any_positive_all_are_one_half(method: str) -> None:
+def test_without_positives_all_thresholds_are_one_half(method: str) -> None:
     thresholds = fit_thresholds(torch.rand(9, 3), torch.zeros(9, 3), method)
     torch.testing.assert_close(thresholds, torch.full((3,), 0.5))
 
@@ -284,7 +285,7 @@ def test_the_default_is_one_of_the_methods() -> None:
 
 
 @pytest.mark.parametrize(
-    "scores, targets, options, words",
+    "scores, targets, options, message",
     [
         pytest.param([[0.5]], [[1]], {"method": "best"}, "shared", id="method"),
         pytest.param([[0.5]], [[1]], {"strength": -1.0}, "strength", id="strength"),
@@ -296,6 +297,6 @@ def test_the_default_is_one_of_the_methods() -> None:
         pytest.param([[]], [[]], {}, "empty", id="empty"),
     ],
 )
-def test_impossible_inputs_are_refused(scores, targets, options, words) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_invalid_inputs_are_refused(scores, targets, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
         fit_thresholds(torch.tensor(scores), torch.tensor(targets), **options)

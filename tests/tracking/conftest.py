@@ -1,4 +1,4 @@
-"""The movies and models of the reports' tests."""
+"""Fixtures shared with the tests of reports."""
 
 from tests.report.conftest import make_case, three_branches
 

@@ -1,4 +1,4 @@
-"""Loggers by config: several at once, each with every epoch once, also where a run is resumed."""
+"""Loggers: several at once, each with every epoch once, also if a run is resumed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Train = Callable[[Path, list[str]], dict[str, Any]]
 Overrides = Callable[..., list[str]]
 
 
-def table(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -38,7 +38,7 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "keys"),
+    ("group", "keys"),
     [
         ("none", []),
         ("wandb", ["wandb"]),
@@ -46,30 +46,30 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
         ("[csv,tensorboard,wandb]", ["csv", "tensorboard", "wandb"]),
     ],
 )
-def test_several_loggers_at_once(chosen: str, keys: list[str], repository: Path) -> None:
+def test_several_loggers_at_once(group: str, keys: list[str], repository: Path) -> None:
     with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
-        cfg = compose("train", [f"logger={chosen}"])
+        cfg = compose("train", [f"logger={group}"])
     assert list(cfg.logger) == keys
 
 
 @pytest.mark.slow
-def test_files_of_a_run_that_resumes(
+def test_logger_files_of_a_resumed_run(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    chosen = tiny_overrides("logger=[tensorboard,csv]", model="title")
-    train_here(tmp_path, chosen)
+    overrides = tiny_overrides("logger=[tensorboard,csv]", model="title")
+    train_here(tmp_path, overrides)
     last = f"ckpt_path={tmp_path}/checkpoints/last.ckpt"
-    result = train_here(tmp_path, [*chosen, last, "trainer.max_epochs=4"])
+    result = train_here(tmp_path, [*overrides, last, "trainer.max_epochs=4"])
 
-    ours = table(tmp_path / "metrics.csv")
-    assert [row["epoch"] for row in ours] == ["0", "1", "2", "3"]
-    wanted = [(int(row["step"]), float(row["val/map_macro"])) for row in ours]
-    # Epochs alone have that column; the last row holds the scores of the best checkpoint.
-    rows = [row for row in table(tmp_path / "csv" / "metrics.csv") if row["val/map_macro"]]
-    assert [(int(row["step"]), float(row["val/map_macro"])) for row in rows] == wanted
-    shown = scalars(tmp_path / "tensorboard", "val/map_macro")
-    assert [step for step, _ in shown] == [step for step, _ in wanted]
-    assert [value for _, value in shown] == pytest.approx([value for _, value in wanted])
+    history = read_rows(tmp_path / "metrics.csv")
+    assert [row["epoch"] for row in history] == ["0", "1", "2", "3"]
+    expected = [(int(row["step"]), float(row["val/map_macro"])) for row in history]
+    # Only rows of epochs have that column; the last row has the scores of the best checkpoint.
+    rows = [row for row in read_rows(tmp_path / "csv" / "metrics.csv") if row["val/map_macro"]]
+    assert [(int(row["step"]), float(row["val/map_macro"])) for row in rows] == expected
+    logged = scalars(tmp_path / "tensorboard", "val/map_macro")
+    assert [step for step, _ in logged] == [step for step, _ in expected]
+    assert [value for _, value in logged] == pytest.approx([value for _, value in expected])
     for name in ("tensorboard", "csv"):
         settings = dict(OmegaConf.load(tmp_path / name / "hparams.yaml"))
         assert settings["optimizer.lr"] == 3e-3 and "model.dropout" in settings
@@ -85,23 +85,23 @@ def test_files_of_a_run_that_resumes(
 
 
 @pytest.mark.slow
-def test_a_run_that_resumes_elsewhere_brings_its_rows(
+def test_a_run_resumed_in_another_folder_keeps_its_rows(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     overrides = tiny_overrides("logger=[tensorboard,csv]", model="title")
     train_here(tmp_path / "first", overrides)
     shutil.copytree(tmp_path / "first" / "checkpoints", tmp_path / "checkpoints")
-    more = [f"ckpt_path={tmp_path}/checkpoints/last.ckpt", "trainer.max_epochs=3"]
-    train_here(tmp_path / "second", [*overrides, *more])
-    steps = [int(row["step"]) for row in table(tmp_path / "second" / "metrics.csv")]
+    resume = [f"ckpt_path={tmp_path}/checkpoints/last.ckpt", "trainer.max_epochs=3"]
+    train_here(tmp_path / "second", [*overrides, *resume])
+    steps = [int(row["step"]) for row in read_rows(tmp_path / "second" / "metrics.csv")]
     assert len(steps) == 3
     assert [step for step, _ in scalars(tmp_path / "second" / "tensorboard", "lr")] == steps
-    rows = table(tmp_path / "second" / "csv" / "metrics.csv")
+    rows = read_rows(tmp_path / "second" / "csv" / "metrics.csv")
     assert [int(row["step"]) for row in rows if row["lr"]] == steps
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_logger_ends_once_after_all_scores(
+def test_a_logger_is_finalized_once_after_all_scores(
     fails: bool,
     train_here: Train,
     tiny_overrides: Overrides,
@@ -109,8 +109,8 @@ def test_a_logger_ends_once_after_all_scores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(CallsLogger, "calls", [])
-    chosen = ["+logger.calls._target_=tests.running.CallsLogger", "trainer.max_epochs=1"]
-    overrides = tiny_overrides(*chosen, *["optimizer.lr=1e30"] * fails, model="title")
+    settings = ["+logger.calls._target_=tests.running.CallsLogger", "trainer.max_epochs=1"]
+    overrides = tiny_overrides(*settings, *["optimizer.lr=1e30"] * fails, model="title")
     if fails:
         with pytest.raises(UserError, match="diverged"):
             train_here(tmp_path, overrides)
@@ -120,7 +120,7 @@ def test_a_logger_ends_once_after_all_scores(
         assert CallsLogger.calls == ["settings", "epoch", "test", "success"]
 
 
-def test_tensorboard_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_tensorboard_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install tensorboard"):
         tensorboard_logger(str(tmp_path), "tensorboard")
@@ -155,17 +155,17 @@ def test_flat_config() -> None:
         (["seed=1", "+model.new=2", "logger=wandb", "loss=focal"], "loss=focal,model.new=2,seed=1"),
         (["model.title.name=" + "x" * 200], ("model.title.name=" + "x" * 200)[:128]),
     ],
-    ids=["none", "where it logs", "sorted", "long"],
+    ids=["none", "settings that change no result", "sorted", "long"],
 )
 def test_run_name(overrides: list[str], name: str | None) -> None:
     assert run_name(overrides) == name
 
 
-# Which rows a logger gets where a run is resumed.
+# Rows that a logger gets if a run is resumed.
 
 
 class Recorder(WandbLogger):
-    """Looks like a W&B logger of a server that says (`last`) or does not say where it stands."""
+    """A W&B logger whose server reports its last step, or nothing if ``last`` is None."""
 
     def __init__(self, resumes: bool, last: int | None) -> None:
         self.resumes = resumes
@@ -183,15 +183,15 @@ class Recorder(WandbLogger):
     [
         pytest.param([], [], False, None, [10, 20, 30, 40], id="new"),
         pytest.param([10, 20], [10, 20], True, None, [30, 40], id="offline"),
-        pytest.param([10, 20, 30], [10], True, None, [30, 40], id="offline, again from before"),
+        pytest.param([10, 20, 30], [10], True, None, [30, 40], id="offline, from an earlier epoch"),
         pytest.param([10, 20], [], True, None, [20, 30, 40], id="offline, from the start"),
         pytest.param([], [10, 20], True, None, [30, 40], id="offline, in another folder"),
-        pytest.param([10, 20], [10, 20], False, None, [10, 20, 30, 40], id="W&B only from now on"),
-        pytest.param([10, 20], [10, 20], True, 10, [20, 30, 40], id="server lost the last"),
+        pytest.param([10, 20], [10, 20], False, None, [10, 20, 30, 40], id="W&B since resuming"),
+        pytest.param([10, 20], [10, 20], True, 10, [20, 30, 40], id="server lacks the last"),
         pytest.param([10, 20, 30], [10], True, 30, [40], id="server has all"),
     ],
 )
-def test_each_row_once(
+def test_each_row_is_logged_once(
     on_disk: list[int],
     kept: list[int],
     resumes: bool,

@@ -1,4 +1,4 @@
-"""What W&B gets: read back from what its own client wrote offline, and from a server here."""
+"""What W&B logs, read back from its client's offline files and from a local server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WANDB = Path(sys.executable).with_name("wandb")
 
 
 class Record:
-    """One offline run as `wandb leet inspect --json` tells it."""
+    """An offline run as `wandb leet inspect --json` prints it."""
 
     def __init__(self, folder: Path) -> None:
         (file,) = folder.glob("*.wandb")
@@ -43,17 +43,17 @@ class Record:
         )
         records = [json.loads(line) for line in inspected.stdout.splitlines()]
 
-        def of(kind: str) -> list[Any]:
+        def get(kind: str) -> list[Any]:
             return [record[kind] for record in records if record["type"] == kind]
 
-        self.run = of("run")[0]
-        self.config = {k: v for part in of("config") for k, v in part.get("update", {}).items()}
-        self.history = [part["item"] for part in of("history")]
+        self.run = get("run")[0]
+        self.config = {k: v for part in get("config") for k, v in part.get("update", {}).items()}
+        self.history = [part["item"] for part in get("history")]
         self.epochs = [row for row in self.history if "train/loss" in row]
-        self.summary = {k: v for part in of("summary") for k, v in part.get("update", {}).items()}
-        self.metrics = {metric.get("name"): metric for metric in of("metric")}
-        self.artifacts = of("artifact")
-        self.exit_code = of("exit")[0].get("exit_code", 0) if of("exit") else None
+        self.summary = {k: v for part in get("summary") for k, v in part.get("update", {}).items()}
+        self.metrics = {metric.get("name"): metric for metric in get("metric")}
+        self.artifacts = get("artifact")
+        self.exit_code = get("exit")[0].get("exit_code", 0) if get("exit") else None
 
     @property
     def steps(self) -> list[int]:
@@ -146,8 +146,8 @@ def test_tables_curves_and_checkpoint(two_jobs: list[Any]) -> None:
     report = record.history[-1]
 
     def table(key: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((run / "files" / report[f"{key}.path"]).read_text())
-        return found
+        content: dict[str, Any] = json.loads((run / "files" / report[f"{key}.path"]).read_text())
+        return content
 
     artifacts = {artifact["name"]: artifact for artifact in record.artifacts}
     (staged,) = (
@@ -190,20 +190,20 @@ def test_tables_curves_and_checkpoint(two_jobs: list[Any]) -> None:
     assert json.loads(model["metadata"])["test/f1_micro"] == result["test"]["f1_micro"]
 
 
-def test_movies_are_shown_by_the_columns_that_the_model_looks_at(three_branches: Any) -> None:
+def test_the_movie_table_has_the_columns_that_the_model_reads(three_branches: Any) -> None:
     case = three_branches
     table = movie_table(case.model, case.data, case.scores, 5)
     genres = list(case.model.genres)
     assert table.columns == ["poster", "title", "synopsis", "true", "predicted", *genres]
     assert len(table.data) == 5
     movies = {movie.title: movie for movie in case.data.movie_set.movies if movie.split == "test"}
-    rows = {int(row): place for place, row in enumerate(case.scores.rows)}
+    indices = {int(row): index for index, row in enumerate(case.scores.rows)}
     for image, title, synopsis, true, predicted, *scores in table.data:
         movie = movies[title]
-        place = rows[case.data.movie_set.movies.index(movie)]
+        index = indices[case.data.movie_set.movies.index(movie)]
         assert isinstance(image, wandb.Image) and synopsis == movie.value("synopsis")
         assert true == ", ".join(genre for genre in genres if genre in movie.genres)
-        assert scores == case.scores.scores[place].tolist()
+        assert scores == case.scores.scores[index].tolist()
         above = [n for n, s, t in zip(genres, scores, case.model.thresholds, strict=True) if s >= t]
         assert predicted == ", ".join(above)
 
@@ -212,7 +212,7 @@ def test_movies_are_shown_by_the_columns_that_the_model_looks_at(three_branches:
     ("branches", "columns"),
     [(["name"], ["title"]), (["picture"], ["poster", "title"]), (["plot"], ["title", "synopsis"])],
 )
-def test_the_title_is_shown_in_any_case(
+def test_the_movie_table_always_has_the_title(
     make_case: Callable[..., Any], branches: list[str], columns: list[str]
 ) -> None:
     case = make_case(["Action", "Comedy", "Drama"], branches)
@@ -221,14 +221,14 @@ def test_the_title_is_shown_in_any_case(
     assert len(table.data) == int(case.scores.has_column[branches[0]].sum())
 
 
-def test_movies_are_shown_where_none_has_every_column(three_branches: Any) -> None:
-    nothing = torch.zeros_like(three_branches.scores.has_column["plot"])
+def test_the_movie_table_shows_incomplete_movies_if_none_is_complete(three_branches: Any) -> None:
+    no_movies = torch.zeros_like(three_branches.scores.has_column["plot"])
     scores = replace(
-        three_branches.scores, has_column={**three_branches.scores.has_column, "plot": nothing}
+        three_branches.scores, has_column={**three_branches.scores.has_column, "plot": no_movies}
     )
     table = movie_table(three_branches.model, three_branches.data, scores, 100)
     assert len(table.data) == 24
-    # Four name no poster, one names one that is not there, one a damaged one.
+    # Four movies have no poster, one a missing file, and one a damaged file.
     assert sum(row[0] is None for row in table.data) == 6
 
 
@@ -236,7 +236,7 @@ def test_movies_are_shown_where_none_has_every_column(three_branches: Any) -> No
 
 
 @pytest.mark.slow
-def test_a_failed_run_is_one_and_the_next_is_its_own(
+def test_a_failed_run_ends_with_an_error_code(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     overrides = tiny_overrides("logger=wandb", "optimizer.lr=1e30", model="title")
@@ -250,7 +250,7 @@ def test_a_failed_run_is_one_and_the_next_is_its_own(
 @pytest.mark.parametrize(
     ("error", "code"), [(KeyboardInterrupt(), 255), (SystemExit(143), 255), (OSError("full"), 1)]
 )
-def test_the_exit_code_and_state_of_each_ending(
+def test_exit_code_of_interrupted_and_failed_runs(
     error: BaseException, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "a run"
@@ -280,7 +280,7 @@ def test_the_exit_code_and_state_of_each_ending(
     }
     (run,) = offline_folders(folder)
     assert f"wandb sync '{run}'" in capsys.readouterr().out
-    assert os.environ["WANDB_MODE"] == "offline"  # the tests' own, not changed
+    assert os.environ["WANDB_MODE"] == "offline"  # set for the tests, and unchanged
 
 
 @pytest.mark.parametrize(
@@ -311,12 +311,12 @@ def test_online_or_offline(
 
 
 @pytest.mark.parametrize("tags", ["mine", ["mine"]], ids=["one", "list"])
-def test_a_tag_is_not_taken_for_its_letters(tags: Any, tmp_path: Path) -> None:
+def test_a_single_tag_is_not_split_into_letters(tags: Any, tmp_path: Path) -> None:
     logger = RunLogger(save_dir=str(tmp_path), project="p", offline=True, tags=tags)
     assert logger._wandb_init["tags"] == ["mine"]
 
 
-def test_where_it_has_no_folder_for_its_tables_nothing_is_trained(
+def test_an_unwritable_data_folder_is_refused_before_training(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -326,13 +326,13 @@ def test_where_it_has_no_folder_for_its_tables_nothing_is_trained(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_server_out_of_reach_is_the_users_to_fix(
+def test_an_unreachable_server_is_a_user_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(**arguments: Any) -> None:
+    def fail(**arguments: Any) -> None:
         raise wandb.errors.CommError("no answer")
 
-    monkeypatch.setattr(wandb, "init", fails)
+    monkeypatch.setattr(wandb, "init", fail)
     logger = RunLogger(save_dir=str(tmp_path), project="p", offline=False)
     logger.choose_id(None)
     with pytest.raises(UserError, match=r"no answer.*logger\.wandb\.offline=true"):
@@ -348,7 +348,7 @@ def test_a_server_out_of_reach_is_the_users_to_fix(
         ("never", None, "earlier1", False),
     ],
 )
-def test_which_run_resumes(
+def test_which_run_is_resumed(
     resume: str, configured: str | None, earlier: str | None, resumes: bool, tmp_path: Path
 ) -> None:
     logger = RunLogger(save_dir=str(tmp_path), project="p", resume=resume, id=configured)
@@ -357,26 +357,26 @@ def test_which_run_resumes(
     assert chosen == (configured or chosen) and len(chosen) >= 4
 
 
-# Killed.
+# Killed runs.
 
 
-def clean_environment(more: dict[str, str]) -> dict[str, str]:
-    """Without the W&B service of this process, which started processes would share."""
-    return {**{k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}, **more}
+def clean_environment(variables: dict[str, str]) -> dict[str, str]:
+    """The environment without this process's W&B service, which child processes would share."""
+    return {**{k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}, **variables}
 
 
-def killed_run(
+def run_and_kill(
     repository: Path,
     folder: Path,
     overrides: list[str],
     epochs: int,
     env: dict[str, str],
-    arrived: Callable[[], int] | None = None,
+    count_uploaded: Callable[[], int] | None = None,
 ) -> None:
-    """Starts train.py and kills it once so many epochs are done.
+    """Run train.py and kill it after this many epochs.
 
-    With ``arrived``, which counts the epochs that a server has, the process first stands still
-    until all are there: W&B sends every few seconds.
+    With ``count_uploaded``, which counts the epochs on a server, the process is first stopped until
+    all of them are there, since W&B uploads every few seconds.
     """
     arguments = [repository / "train.py", f"hydra.run.dir={folder}", *overrides]
     process = Command(arguments, folder.parent, clean_environment(env))
@@ -387,9 +387,9 @@ def killed_run(
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        if arrived is not None:
-            saved = stopped_after_saving(process, folder)
-            while arrived() < saved:
+        if count_uploaded is not None:
+            saved = stop_after_saving(process, folder)
+            while count_uploaded() < saved:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
     finally:
@@ -397,8 +397,8 @@ def killed_run(
         process.communicate()
 
 
-def stopped_after_saving(process: Command, folder: Path) -> int:
-    """Has it stand still where all epochs that it logged are in last.ckpt; how many they are."""
+def stop_after_saving(process: Command, folder: Path) -> int:
+    """Stop the process when last.ckpt has all logged epochs, and return their number."""
     while True:
         process.stop()
         logged = len((folder / "metrics.csv").read_text().splitlines()) - 1
@@ -409,7 +409,7 @@ def stopped_after_saving(process: Command, folder: Path) -> int:
         time.sleep(0.01)
 
 
-#: Slow enough to be killed in the middle, and for W&B to write each before the next is there.
+#: Slow enough to be killed midway, and for W&B to write each epoch before the next.
 EPOCHS = 8
 LONG = ("logger=wandb", f"trainer.max_epochs={EPOCHS}", "callbacks.early_stopping=null",
         "++callbacks.slow._target_=tests.running.SlowEpochs")  # fmt: skip
@@ -424,21 +424,21 @@ def killed_and_resumed(
 ) -> Path:
     folder = tmp_path_factory.mktemp("killed") / "run"
     overrides = tiny_overrides(*LONG)
-    killed_run(repository, folder, overrides, 2, {"WANDB_MODE": "offline"})
+    run_and_kill(repository, folder, overrides, 2, {"WANDB_MODE": "offline"})
     shutil.copytree(folder, folder.with_name("as killed"))
     train_here(folder, [*overrides, f"ckpt_path={folder}/checkpoints/last.ckpt"])
     return folder
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_in_its_run(killed_and_resumed: Path) -> None:
+def test_a_killed_run_resumes_in_the_same_wandb_run(killed_and_resumed: Path) -> None:
     folder = killed_and_resumed
     first, second = (Record(run) for run in offline_folders(folder))
-    known = json.loads((folder.with_name("as killed") / "result.json").read_text())
-    assert first.run["run_id"] == second.run["run_id"] == known["wandb_run_id"]
-    assert known["status"] == "interrupted"
+    result = json.loads((folder.with_name("as killed") / "result.json").read_text())
+    assert first.run["run_id"] == second.run["run_id"] == result["wandb_run_id"]
+    assert result["status"] == "interrupted"
     assert first.exit_code is None and second.exit_code == 0
-    # Together they hold each epoch, and what is in both is the same there.
+    # Together they have every epoch, and the same values of the epochs that both have.
     rows = {row["epoch"]: row for row in first.epochs}
     for row in second.epochs:
         if row["epoch"] in rows:
@@ -446,7 +446,7 @@ def test_a_killed_run_resumes_in_its_run(killed_and_resumed: Path) -> None:
         rows[row["epoch"]] = row
     assert len(first.epochs) + len(second.epochs) <= EPOCHS + 1
     missing = set(range(EPOCHS)) - set(rows)
-    # W&B writes what it was given every tenth of a second; that much can go with the process.
+    # W&B writes logged data every tenth of a second; a killed process can lose that much.
     assert len(missing) <= 1, missing
 
 
@@ -454,15 +454,15 @@ def test_a_killed_run_resumes_in_its_run(killed_and_resumed: Path) -> None:
 def test_a_run_killed_before_its_first_checkpoint_keeps_its_id(
     killed_and_resumed: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    known = json.loads((killed_and_resumed.with_name("as killed") / "result.json").read_text())
-    (tmp_path / "result.json").write_text(json.dumps(known))
+    killed = json.loads((killed_and_resumed.with_name("as killed") / "result.json").read_text())
+    (tmp_path / "result.json").write_text(json.dumps(killed))
     result = train_here(tmp_path, tiny_overrides("logger=wandb", model="title"))
-    assert result["wandb_run_id"] == known["wandb_run_id"]
-    assert only_record(tmp_path).run["run_id"] == known["wandb_run_id"]
+    assert result["wandb_run_id"] == killed["wandb_run_id"]
+    assert only_record(tmp_path).run["run_id"] == killed["wandb_run_id"]
 
 
 @pytest.mark.slow
-def test_a_run_that_resumes_elsewhere_keeps_its_id(
+def test_a_run_resumed_in_another_folder_keeps_its_id(
     killed_and_resumed: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     last = killed_and_resumed.with_name("as killed") / "checkpoints" / "last.ckpt"
@@ -474,15 +474,15 @@ def test_a_run_that_resumes_elsewhere_keeps_its_id(
         result["wandb_run_id"]
         == only_record(killed_and_resumed.with_name("as killed")).run["run_id"]
     )
-    done = torch.load(last, weights_only=True)["global_step"]
-    assert min(record.steps) > done
+    last_step = torch.load(last, weights_only=True)["global_step"]
+    assert min(record.steps) > last_step
 
 
-# A server of its own on this machine.
+# A local server.
 
 
 class Server:
-    """An openwandb, whose licence (CC BY-NC 4.0) lets a test start it but us not depend on it."""
+    """An openwandb; its licence (CC BY-NC 4.0) lets tests start it, but not us depend on it."""
 
     def __init__(self, url: str, database: Path) -> None:
         self.url = url
@@ -493,12 +493,12 @@ class Server:
             "WANDB_MODE": "online",
         }
 
-    def query(self, question: str, *values: Any) -> list[Any]:
+    def query(self, sql: str, *values: Any) -> list[Any]:
         with sqlite3.connect(f"file:{self.database}?mode=ro", uri=True) as connection:
-            return connection.execute(question, values).fetchall()
+            return connection.execute(sql, values).fetchall()
 
     def epochs(self, run_id: str) -> list[int]:
-        """The steps of the epochs' rows."""
+        """The steps of the epochs that a run has logged."""
         rows = self.query(
             "SELECT step FROM metrics WHERE run_id = ? AND key = 'train/loss' ORDER BY step", run_id
         )
@@ -514,9 +514,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             "own and name its command in GENRE_LIGHTNING_OPENWANDB"
         )
     folder = tmp_path_factory.mktemp("openwandb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [command, "serve", "--host", "127.0.0.1", "--port", str(port), "--data-dir", folder],
@@ -539,21 +539,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_in_its_run_online(
+def test_a_killed_run_resumes_in_the_same_wandb_run_online(
     server: Server, repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     overrides = [*tiny_overrides(*LONG, model="title"), "logger.wandb.name=killed and resumed"]
     folder = tmp_path / "run"
 
-    def arrived() -> int:
+    def count_uploaded() -> int:
         return sum(
             len(server.epochs(run_id)) for (run_id,) in server.query("SELECT run_id FROM runs")
         )
 
-    killed_run(repository, folder, overrides, 2, server.env, arrived)
+    run_and_kill(repository, folder, overrides, 2, server.env, count_uploaded)
     time.sleep(1)
     before = server.query("SELECT run_id, state FROM runs")
-    (run_id,) = (found for found, _ in before)
+    (run_id,) = (row[0] for row in before)
     assert json.loads((folder / "result.json").read_text())["wandb_run_id"] == run_id
     resumed = run_command(
         [repository / "train.py", *overrides, f"hydra.run.dir={folder}",
@@ -561,10 +561,10 @@ def test_a_killed_run_resumes_in_its_run_online(
         tmp_path, clean_environment(server.env),
     )  # fmt: skip
     assert resumed.returncode == 0, resumed.stderr
-    ((found, name, state, summary),) = server.query(
+    ((final_run_id, name, state, summary),) = server.query(
         "SELECT run_id, display_name, state, summary_json FROM runs"
     )
-    assert (found, name, state) == (run_id, "killed and resumed", "finished")
+    assert (final_run_id, name, state) == (run_id, "killed and resumed", "finished")
     result = json.loads((folder / "result.json").read_text())
     assert json.loads(summary)["test/f1_micro"] == pytest.approx(result["test"]["f1_micro"])
     steps = server.epochs(run_id)
@@ -573,7 +573,9 @@ def test_a_killed_run_resumes_in_its_run_online(
 
 
 @pytest.mark.slow
-def test_synced_folders_of_a_killed_run_join(server: Server, killed_and_resumed: Path) -> None:
+def test_synced_folders_of_a_killed_run_are_one_run(
+    server: Server, killed_and_resumed: Path
+) -> None:
     folders = offline_folders(killed_and_resumed)
     env = clean_environment(server.env)
     subprocess.run([WANDB, "sync", *folders], env=env, check=True, capture_output=True)
