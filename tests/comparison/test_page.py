@@ -142,7 +142,6 @@ def test_browser_links_rows_curves_and_cells(open_page: Callable[..., Page]):
 def test_browser_sorts(open_page: Callable[..., Page]):
     page = open_page("many")
     page.locator("#ranking-table th", has_text="lr").get_by_role("button").click()
-    column = page.locator("#ranking-table tbody tr > :nth-child(2)")
     headings = page.locator("#ranking-table thead th").all_inner_texts()
     number = next(i for i, text in enumerate(headings) if text.startswith("lr")) + 1
     column = page.locator(f"#ranking-table tbody tr > :nth-child({number})")

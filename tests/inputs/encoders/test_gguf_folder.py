@@ -84,7 +84,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def install(
-    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, blocks: int = LAYERS, **fields: Any
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, blocks: int = LAYERS
 ) -> EncoderSpec:
     """Make a model importable as a package of parts, like the models on PyPI."""
     package = folder / "tiny_model"
@@ -97,7 +97,7 @@ def install(
         blocks,
     )
     # Encoders are opened once per process, so each test needs a different name.
-    return EncoderSpec(name=folder.name, kind="text", origin=origin, **fields)
+    return EncoderSpec(name=folder.name, kind="text", origin=origin)
 
 
 @pytest.mark.slow
