@@ -150,9 +150,7 @@ def test_scores_do_not_depend_on_the_batch(predictor: GenrePredictor, posters: l
 
 
 @pytest.mark.parametrize("kind", ["path", "string", "bytes", "image", "pixels"])
-def test_a_poster_may_be_a_path_bytes_image_or_array(
-    predictor: GenrePredictor, posters: list[Path], kind: str
-):
+def test_every_form_of_a_poster_is_read(predictor: GenrePredictor, posters: list[Path], kind: str):
     path = posters[1]
     with Image.open(path) as image:
         source: dict[str, Any] = {"path": path, "string": str(path), "image": image}
@@ -507,9 +505,7 @@ def test_a_poster_that_one_branch_cannot_read_is_left_out_by_all(
         ((["Heat"], None, "ignore"), ValueError, "errors must be"),
     ],
 )
-def test_invalid_arguments_are_refused(
-    predictor: GenrePredictor, arguments: tuple, error: type, text: str
-):
+def test_invalid_arguments(predictor: GenrePredictor, arguments: tuple, error: type, text: str):
     with pytest.raises(error, match=text):
         predictor.predict(*arguments)
 
@@ -528,9 +524,7 @@ def test_no_movies_give_no_predictions(predictor: GenrePredictor):
     assert predictor.scores([]).shape == (0, 4)
 
 
-def test_a_stream_reads_a_bounded_number_of_movies_ahead(
-    predictor: GenrePredictor, posters: list[Path]
-):
+def test_a_stream_reads_a_bounded_number_ahead(predictor: GenrePredictor, posters: list[Path]):
     read = 0
 
     def movies() -> Iterator[tuple[str, Path]]:
