@@ -28,7 +28,7 @@ def tiny(tiny_checkpoint: Path) -> TrainedModel:
 
 @pytest.fixture(scope="session")
 def stacked(make_checkpoint: Callable[..., Path]) -> TrainedModel:
-    """A model of title, synopsis and twice the poster, with stacking and label sets."""
+    """A model of title, synopsis and two poster branches, with stacking and label sets."""
     words = TermsInput("synopsis", vocabulary_size=64, analyzer="word", ngram_range=[1, 1])
     words.vectorizer.fit([SYNOPSIS, "Toys in space", "A cop hunts one thief."])
     more: dict[str, Any] = {

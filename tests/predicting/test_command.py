@@ -208,7 +208,7 @@ def test_words_that_do_not_add_up_are_printed_with_a_note(
     out = capsys.readouterr().out
     assert "title: its words add up to its part (integrated gradients" in out
     assert "synopsis: its words don't add up to its part (leave one out" in out
-    # 12 of the 15 distinct words are printed; the others have no sum.
+    # 12 of the 15 distinct words are printed, without a sum of the others.
     assert re.search(r"synopsis: (\S+ [+-]\S+, ){12}3 more\n", out)
 
 
@@ -325,7 +325,7 @@ def test_any_terminal_encoding_works_and_csv_is_utf_8(
     assert rb"\u65e5\u672c L" in first and last.startswith("日本 Léon,".encode())
     folder = tmp_path / "posters"
     folder.mkdir()
-    (folder / "L\udce9on.png").write_bytes(b"")  # the name is latin-1
+    (folder / "L\udce9on.png").write_bytes(b"")  # the file name is Latin-1
     assert main([str(tiny_checkpoint), "--folder", str(folder), "--out", "-"]) == 0
     assert printed.getvalue().splitlines()[-1].startswith(rb"L\udce9on,L\udce9on.png,")
 
@@ -512,7 +512,7 @@ def test_a_killed_command_leaves_no_output(
     tiny_checkpoint: Path, tmp_path: Path, signum: signal.Signals
 ):
     pipe, out = tmp_path / "in.csv", tmp_path / "out.csv"
-    os.mkfifo(pipe)  # has no end until the test closes it
+    os.mkfifo(pipe)  # the pipe has no end until the test closes it
     command = ["-m", "genre_lightning.predicting.command", tiny_checkpoint]
     process = Command([*command, "--csv", pipe, "--out", out], tmp_path)
     with pipe.open("w") as file:

@@ -247,7 +247,7 @@ def test_the_graph_gives_the_models_logits_and_scores(exported: tuple[Path, Path
 
 
 @pytest.mark.slow
-def test_the_metadata_describes_the_inputs(exported: tuple[Path, Path]):
+def test_the_metadata_describes_the_model_and_its_inputs(exported: tuple[Path, Path]):
     import onnxruntime
 
     checkpoint, path = exported
@@ -287,7 +287,7 @@ def test_the_exported_network_gives_the_models_logits(
 ):
     if which == "encoders":
         request.getfixturevalue("small_mpnet")
-    # Runs the graph in PyTorch, so also without onnxruntime.
+    # The graph runs in PyTorch, so onnxruntime is not needed.
     model = load_model(make_checkpoint(**MODELS[which](), seed=4))
     graph = ExportedNetwork(model).eval()
     movies = make_movies()
@@ -319,7 +319,7 @@ def test_a_branch_that_cannot_be_exported_is_named(
 
 
 def test_a_score_close_to_one_is_exported(make_checkpoint: Callable[..., Path], tmp_path: Path):
-    # With label sets, a logit is a score's log-odds; near 1, the score's last bit is worth 0.01.
+    # With label sets, a logit is a score's log-odds: near 1, one bit of the score moves it by 0.01.
     skip_without_packages()
     path = make_checkpoint(title=None, poster=None, more={"year": year_branch()}, label_sets=True)
     checkpoint = torch.load(path, weights_only=True)
@@ -399,7 +399,7 @@ def test_a_trained_encoder_is_exported(make_checkpoint: Callable[..., Path], tmp
     model = load_model(make_checkpoint(poster=None, more={"eye": branch}))
     eye = model.network.branches["eye"]
     assert isinstance(eye, PosterEncoder)
-    eye.load_pretrained()  # with random weights, its output is constant
+    eye.load_pretrained()  # with random weights, the branch's output is constant
     path = tmp_path / "model.onnx"
     assert export_onnx(model, path).difference < 1e-4
     pixels = np.random.default_rng(1).integers(0, 256, (2, 48, 32, 3), np.uint8)

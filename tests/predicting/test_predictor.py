@@ -599,7 +599,7 @@ print("as before")
 
 
 def test_a_pickled_predictor_predicts(tiny_checkpoint: Path, posters: list[Path]):
-    # joblib, Ray and pools of spawned processes pickle a predictor, also one with threads.
+    # joblib, Ray and pools of spawned processes pickle predictors, also with threads started.
     predictor = GenrePredictor.from_checkpoint(tiny_checkpoint, "cpu", workers=2)
     movies = ["Heat", None, "Night"], [posters[0], posters[1], None]
     before = predictor.predict(*movies)
@@ -615,7 +615,7 @@ def heat_maps_of(prediction: Prediction) -> Callable[[list[int]], np.ndarray]:
 
 
 def test_an_explained_prediction_can_be_pickled(predictor: GenrePredictor, posters: list[Path]):
-    # A process pool pickles the predictions that it returns; they must not contain the model.
+    # A process pool pickles the predictions that it returns, which must not contain the model.
     (found,) = predictor.predict(["Heat (1995)"], [posters[0]], explain=True)
     pickled = pickle.dumps(found)
     assert len(pickled) < 100_000
