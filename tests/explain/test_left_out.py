@@ -34,7 +34,7 @@ def embedded(make_checkpoint: Callable[..., Path]) -> TrainedModel:
     return load_model(make_checkpoint(more=more, seed=3))
 
 
-def explained(
+def explain(
     model: TrainedModel, text: str, branch: str = "plot", budget: int | None = None
 ) -> TextExplanation:
     found = explain_branch(model, branch, text, budget)
@@ -52,10 +52,10 @@ def single_text_logits(model: TrainedModel, branch: str, text: str) -> np.ndarra
 
 
 @pytest.mark.parametrize(("branch", "scale"), [("plot", 384**-0.5), ("bare", 1.0)])
-def test_words_equal_a_plain_loop(embedded: TrainedModel, branch: str, scale: float):
-    found = explained(embedded, SYNOPSIS, branch)
+def test_word_contributions_equal_a_plain_loop(embedded: TrainedModel, branch: str, scale: float):
+    found = explain(embedded, SYNOPSIS, branch)
     full = single_text_logits(embedded, branch, SYNOPSIS)
-    # Each word left out by a plain loop.
+    # A plain loop leaves out one word at a time.
     words = SYNOPSIS.split()
     assert len(found.parts) == len(words)
     for index, (part, word) in enumerate(zip(found.parts, words, strict=True)):
@@ -71,13 +71,13 @@ def test_words_equal_a_plain_loop(embedded: TrainedModel, branch: str, scale: fl
 @pytest.mark.parametrize("branch", ["plot", "bare"])
 def test_the_total_is_the_branchs_part(embedded: TrainedModel, branch: str):
     parts = score_parts(embedded, {"synopsis": SYNOPSIS})
-    found = explained(embedded, SYNOPSIS, branch)
+    found = explain(embedded, SYNOPSIS, branch)
     np.testing.assert_allclose(found.total, parts.branches[branch], atol=1e-4)
     network = embedded.network.branches
-    at_once = single_text_logits(embedded, "plot", SYNOPSIS) + single_text_logits(
+    branch_sum = single_text_logits(embedded, "plot", SYNOPSIS) + single_text_logits(
         embedded, "bare", SYNOPSIS
     )
-    np.testing.assert_allclose(parts.logits, network_prior(embedded) + at_once, atol=1e-4)
+    np.testing.assert_allclose(parts.logits, network_prior(embedded) + branch_sum, atol=1e-4)
     assert set(network) >= {"plot", "bare"}
 
 
@@ -93,16 +93,16 @@ def test_the_baseline_is_the_logits_of_the_average_vector(embedded: TrainedModel
     np.testing.assert_allclose(parts.bias - without.bias, bias.numpy(), atol=1e-5)
 
 
-def test_a_single_word_has_all_of_the_part(embedded: TrainedModel):
+def test_a_single_word_has_the_whole_part(embedded: TrainedModel):
     for text in ("Aliens", " Aliens! ", "宇"):
-        (part,) = explained(embedded, text).parts
-        np.testing.assert_allclose(part.contributions, explained(embedded, text).total, atol=1e-9)
-    assert explained(embedded, "?!").parts == ()
+        (part,) = explain(embedded, text).parts
+        np.testing.assert_allclose(part.contributions, explain(embedded, text).total, atol=1e-9)
+    assert explain(embedded, "?!").parts == ()
     assert explain_branch(embedded, "plot", "") is None
 
 
-def test_a_budget_leaves_groups_of_words_out(embedded: TrainedModel):
-    found = explained(embedded, SYNOPSIS, budget=4)
+def test_with_a_budget_groups_of_words_are_left_out(embedded: TrainedModel):
+    found = explain(embedded, SYNOPSIS, budget=4)
     assert [part.text for part in found.parts] == [
         "A crew in deep space",
         "A beast hunts the crew",
@@ -123,23 +123,23 @@ def test_a_costly_encoder_embeds_fewer_texts(
     monkeypatch.setattr(branch_input, "spec", replace(branch_input.spec, cost=10))
     monkeypatch.setattr(left_out, "MAX_WORDS", 10 * 18 * 54)
     text = " ".join(f"w{n}" for n in range(54))
-    parts = explained(embedded, text, budget=budget).parts
+    parts = explain(embedded, text, budget=budget).parts
     assert len(parts) == groups
     assert " ".join(part.text for part in parts) == text
 
 
-def test_long_texts_are_bounded(embedded: TrainedModel, monkeypatch: pytest.MonkeyPatch):
+def test_long_texts_have_a_bounded_cost(embedded: TrainedModel, monkeypatch: pytest.MonkeyPatch):
     batch_sizes: list[int] = []
     encode = EmbeddingInput.encode
 
-    def count(self: EmbeddingInput, items: list[str]) -> dict[str, torch.Tensor]:
+    def count_texts(self: EmbeddingInput, items: list[str]) -> dict[str, torch.Tensor]:
         batch_sizes.append(len(items))
         return {"vectors": torch.zeros(len(items), 1, 384, dtype=torch.float16)}
 
-    monkeypatch.setattr(EmbeddingInput, "encode", count)
+    monkeypatch.setattr(EmbeddingInput, "encode", count_texts)
     for words in (1, 140, 141, 300, 5_000, 50_000):
         text = " ".join(f"w{n}" for n in range(words))
-        found = explained(embedded, text)
+        found = explain(embedded, text)
         (texts,) = batch_sizes
         batch_sizes.clear()
         assert len(found.parts) <= left_out.MAX_TEXTS and texts <= len(found.parts) + 1
@@ -170,7 +170,7 @@ def test_words_are_located(text: str, words: list[str]):
 
 
 @pytest.mark.parametrize(
-    ("text", "word", "left"),
+    ("text", "word", "remaining"),
     [
         ("Heat (1995)", "1995", "Heat"),
         ("Heat (1995)", "Heat", "(1995)"),
@@ -182,9 +182,9 @@ def test_words_are_located(text: str, words: list[str]):
         ("Heat", "Heat", ""),
     ],
 )
-def test_a_word_is_removed_with_its_punctuation(text: str, word: str, left: str):
-    (span,) = [one for one in find_words(text) if text[slice(*one)] == word]
-    assert leave_out(text, [span]) == left
+def test_a_word_is_removed_with_its_punctuation(text: str, word: str, remaining: str):
+    (span,) = [span for span in find_words(text) if text[slice(*span)] == word]
+    assert leave_out(text, [span]) == remaining
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_groups_are_located_in_the_original_text(
 
 def test_a_title_is_explained_in_natural_word_order(embedded: TrainedModel):
     title = "Muppet Caper, The (1981)"
-    found = explained(embedded, title, "natural")
+    found = explain(embedded, title, "natural")
     assert found.text == title
     assert [part.text for part in found.parts] == ["The", "Muppet", "Caper"]
     assert [part.span and title[slice(*part.span)] for part in found.parts] == [

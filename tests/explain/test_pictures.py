@@ -34,27 +34,27 @@ def pictures(model: TrainedModel, image: Any) -> list[Image.Image]:
 @pytest.mark.parametrize("kind", ["path", "name", "bytes", "image", "pixels"])
 def test_heat_pictures_keep_the_posters_proportions(tiny: TrainedModel, tmp_path: Path, kind: str):
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side: upright it is 90 wide and 60 high
+    exif[0x0112] = 6  # stored on its side: upright, it is 90 wide and 60 high
     path = tmp_path / "poster.png"
     Image.fromarray(draw_poster(size=(90, 60))).save(path, exif=exif)
     with Image.open(path) as image:
         upright = np.asarray(image.transpose(Image.Transpose.ROTATE_270))
-        given = {
+        source = {
             "path": path,
             "name": str(path),
             "bytes": path.read_bytes(),
             "image": image,
             "pixels": upright,
         }[kind]
-        found = pictures(tiny, given)
+        found = pictures(tiny, source)
     assert [picture.size for picture in found] == [(120, 80), (120, 80)]
     assert {picture.mode for picture in found} == {"RGB"}
-    for one, same in zip(found, pictures(tiny, upright), strict=True):
-        # Turned before it is stretched, or after: nearly the same.
-        np.testing.assert_allclose(np.asarray(one, float), np.asarray(same, float), atol=16)
+    for actual, expected in zip(found, pictures(tiny, upright), strict=True):
+        # Nearly the same whether a poster is rotated before or after resizing.
+        np.testing.assert_allclose(np.asarray(actual, float), np.asarray(expected, float), atol=16)
 
 
-def test_a_picture_is_hot_where_the_map_is_also_after_stretching(tiny: TrainedModel):
+def test_a_stretched_picture_is_hot_where_the_map_is(tiny: TrainedModel):
     def corner(genres: Any) -> np.ndarray:
         heat = np.zeros((len(genres), 8, 8), dtype=np.float32)
         heat[:, 4:, :4] = 1.0

@@ -41,7 +41,7 @@ def model(make_checkpoint: Callable[..., Path]) -> TrainedModel:
 
 
 @pytest.mark.parametrize("branch", ["words", "embedded"])
-def test_each_word_has_its_part(branch: str, model: TrainedModel, tmp_path: Path) -> None:
+def test_each_word_has_its_contribution(branch: str, model: TrainedModel, tmp_path: Path) -> None:
     poster = write_poster(tmp_path / "poster.png", *LINES)
     found = explain_branch(model, branch, poster)
     assert isinstance(found, TextExplanation)
@@ -54,7 +54,7 @@ def test_each_word_has_its_part(branch: str, model: TrainedModel, tmp_path: Path
         values: np.ndarray = model.network.branches[branch](**part.numbers).detach().numpy()[0]
         return values
 
-    if branch == "words":  # they sum to the branch's part
+    if branch == "words":  # the words sum to the branch's part
         total = sum(part.contributions for part in found.parts)
         np.testing.assert_allclose(total, logits(found.text) - logits(""), atol=1e-5)
     else:

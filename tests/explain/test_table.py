@@ -30,24 +30,24 @@ class Unknown(nn.Module):
 
 
 @pytest.fixture
-def strange(tiny_checkpoint: Path) -> TrainedModel:
+def unexplained(tiny_checkpoint: Path) -> TrainedModel:
     """A model whose poster branch has no explainer."""
     model = load_model(tiny_checkpoint)
     model.network.branches[POSTER] = Unknown()
     return model
 
 
-def test_a_branch_that_nothing_explains_is_refused_by_name(strange: TrainedModel):
-    assert find_explainer(strange, POSTER) is None
+def test_a_branch_without_an_explainer_is_refused_by_name(unexplained: TrainedModel):
+    assert find_explainer(unexplained, POSTER) is None
     with pytest.raises(TypeError, match=f"branch {POSTER}: a Unknown on pixels can't be explained"):
-        explain_branch(strange, POSTER, draw_poster())
-    assert isinstance(explain_branch(strange, TITLE, "Heat"), TextExplanation)
+        explain_branch(unexplained, POSTER, draw_poster())
+    assert isinstance(explain_branch(unexplained, TITLE, "Heat"), TextExplanation)
 
 
-def test_a_branch_without_an_explainer_still_has_its_part(strange: TrainedModel):
-    parts = score_parts(strange, {"title": "Heat", "poster": draw_poster()})
+def test_a_branch_without_an_explainer_still_has_its_part(unexplained: TrainedModel):
+    parts = score_parts(unexplained, {"title": "Heat", "poster": draw_poster()})
     np.testing.assert_array_equal(parts.branches[POSTER], np.ones(4))
-    np.testing.assert_array_equal(parts.bias, score_parts(strange, {"title": "Heat"}).bias)
+    np.testing.assert_array_equal(parts.bias, score_parts(unexplained, {"title": "Heat"}).bias)
 
 
 def test_a_subclass_does_not_inherit_an_explainer(tiny: TrainedModel):
@@ -64,16 +64,14 @@ def test_a_subclass_does_not_inherit_an_explainer(tiny: TrainedModel):
 
 
 @pytest.mark.parametrize("name", ["nothing", "title", "__class__", ""])
-def test_a_branch_that_is_not_there_is_refused(tiny: TrainedModel, name: str):
+def test_an_unknown_branch_is_refused(tiny: TrainedModel, name: str):
     with pytest.raises(ValueError, match=f"no branch '{name}'; it has {TITLE}, {POSTER}"):
         explain_branch(tiny, name, "Heat")
 
 
 @pytest.mark.parametrize("branch", [TITLE, POSTER])
 @pytest.mark.parametrize("value", [None, ""])
-def test_there_is_nothing_to_explain_of_an_absent_column(
-    tiny: TrainedModel, branch: str, value: str | None
-):
+def test_an_absent_column_has_no_explanation(tiny: TrainedModel, branch: str, value: str | None):
     assert explain_branch(tiny, branch, value) is None
 
 
@@ -83,7 +81,7 @@ def test_a_poster_that_cannot_be_read_is_refused(tiny: TrainedModel, tmp_path: P
             explain_branch(tiny, POSTER, bad)
 
 
-def test_explaining_leaves_the_model_as_it_was(tiny_checkpoint: Path):
+def test_explaining_does_not_change_the_model(tiny_checkpoint: Path):
     model = load_model(tiny_checkpoint)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
     found = explain_branch(model, POSTER, draw_poster())
@@ -104,7 +102,7 @@ def test_the_table_lists_known_inputs_and_networks():
 
 
 @pytest.mark.parametrize("gives", ["words", "heat map"])
-def test_explanations_are_of_the_kind_that_the_explainer_says(
+def test_explanations_are_of_the_kind_that_the_explainer_declares(
     gives: str, make_checkpoint: Callable[..., Path]
 ):
     model = load_model(make_checkpoint())

@@ -67,28 +67,28 @@ def named_contributions(model: TrainedModel, text: str) -> tuple[list[str], np.n
     return [branch_input.vectorizer.name(column) for column in columns.tolist()], contributions
 
 
-def summed(found: TextExplanation) -> np.ndarray:
+def sum_of_parts(found: TextExplanation) -> np.ndarray:
     return sum((part.contributions for part in found.parts), np.zeros(4))
 
 
 @pytest.mark.parametrize("title", TITLES.values(), ids=TITLES.keys())
-def test_parts_of_a_title_add_up(model: TrainedModel, title: str):
+def test_contributions_of_a_title_add_up(model: TrainedModel, title: str):
     change = (text_logits(model, TITLE, title) - text_logits(model, TITLE, "")).double().numpy()
     _, contributions, total = term_contributions(model, TITLE, title)
     np.testing.assert_allclose(contributions.sum(0), change, atol=1e-4)
     np.testing.assert_allclose(total, change, atol=1e-6)
     if title:
         found = explain(model, title)
-        np.testing.assert_allclose(summed(found), change, atol=1e-4)
+        np.testing.assert_allclose(sum_of_parts(found), change, atol=1e-4)
         np.testing.assert_allclose(found.total, change, atol=1e-6)
 
 
-def test_a_title_matters_at_all(model: TrainedModel):
+def test_a_title_changes_the_logits(model: TrainedModel):
     assert np.abs(explain(model, TITLES["plain"]).total).max() > 0.05
 
 
 @pytest.mark.parametrize("title", [TITLES["plain"], TITLES["repeated word"], TITLES["no year"]])
-def test_terms_equal_gradients_integrated_numerically(model: TrainedModel, title: str):
+def test_term_contributions_equal_numerical_integration(model: TrainedModel, title: str):
     branch_input, branch = model.inputs[TITLE], model.network.branches[TITLE]
     assert isinstance(branch_input, TermsInput)
     row = branch_input.vectorizer.transform([title])
@@ -134,7 +134,7 @@ def test_word_contributions_equal_a_plain_loop(model: TrainedModel):
 
 
 @pytest.mark.parametrize("network", [None, {"name": "terms_linear"}], ids=["mlp", "linear"])
-def test_a_network_that_has_changed_is_noticed(
+def test_contributions_that_do_not_add_up_are_an_error(
     network: dict[str, Any] | None, make_checkpoint: Callable[..., Path]
 ):
     model = load_model(make_checkpoint(title=network or {"hidden": 16}))
@@ -169,7 +169,7 @@ def test_parts_are_words_as_written(tiny: TrainedModel, title: str, texts: list[
 
 
 def test_a_title_that_normalisation_changes_too_much_has_no_spans(tiny: TrainedModel):
-    # A capital sigma becomes another letter at a word's end than elsewhere.
+    # The lower case of a capital sigma differs at the end of a word.
     parts = explain(tiny, "ΟΔΟΣ (1995)").parts
     assert [(part.text, part.span) for part in parts] == [
         ("οδος", None),
@@ -177,18 +177,18 @@ def test_a_title_that_normalisation_changes_too_much_has_no_spans(tiny: TrainedM
     ]
 
 
-def test_an_ngram_within_a_word_counts_for_this_word_alone(tiny: TrainedModel):
+def test_an_ngram_within_a_word_counts_only_for_that_word(tiny: TrainedModel):
     terms, contributions = named_contributions(tiny, "Heat Alien")
     heat, alien = explain(tiny, "Heat Alien").parts
-    of_heat = [" heat ".find(term) >= 0 for term in terms]
-    assert 0 < sum(of_heat) < len(of_heat)
-    expected = contributions[of_heat].sum(0)
+    in_heat = [" heat ".find(term) >= 0 for term in terms]
+    assert 0 < sum(in_heat) < len(in_heat)
+    expected = contributions[in_heat].sum(0)
     np.testing.assert_allclose(heat.contributions, expected, atol=1e-9)
-    expected = contributions[np.logical_not(of_heat)].sum(0)
+    expected = contributions[np.logical_not(in_heat)].sum(0)
     np.testing.assert_allclose(alien.contributions, expected, atol=1e-9)
 
 
-def test_an_ngram_of_two_words_is_shared(tiny: TrainedModel):
+def test_an_ngram_of_two_words_is_shared_by_them(tiny: TrainedModel):
     terms, contributions = named_contributions(tiny, "Heat Night")
     heat = explain(tiny, "Heat Night").parts[0]
     own = [terms.index(term) for term in terms if term in " heat "]
@@ -207,7 +207,7 @@ def test_an_unknown_word_adds_nothing_and_is_not_ranked(tiny: TrainedModel):
         assert found.ranked(genre, 1) == ranked[:1]
 
 
-def test_a_word_that_comes_twice_is_ranked_once(tiny: TrainedModel):
+def test_a_repeated_word_is_ranked_once(tiny: TrainedModel):
     found = explain(tiny, "The Last of the Mohicans")
     for genre in range(4):
         ranked = dict(found.ranked(genre))
@@ -218,19 +218,19 @@ def test_a_word_that_comes_twice_is_ranked_once(tiny: TrainedModel):
         assert sum(ranked.values()) == pytest.approx(found.total[genre], abs=1e-4)
 
 
-def test_any_text_column_is_explained(three: TrainedModel):
-    found = explain(three, SYNOPSIS, "plot")
+def test_any_text_column_is_explained(stacked: TrainedModel):
+    found = explain(stacked, SYNOPSIS, "plot")
     words = "A crew in deep space A beast hunts the crew one by one space is silent"
     assert " ".join(part.text for part in found.parts) == words
     for part in found.parts:
         assert part.span is not None and SYNOPSIS[slice(*part.span)] == part.text
-    change = text_logits(three, "plot", SYNOPSIS) - text_logits(three, "plot", "")
-    weighted = change.double().numpy() * branch_weights(three, "plot")
-    np.testing.assert_allclose(summed(found), weighted, atol=1e-4)
+    change = text_logits(stacked, "plot", SYNOPSIS) - text_logits(stacked, "plot", "")
+    weighted = change.double().numpy() * branch_weights(stacked, "plot")
+    np.testing.assert_allclose(sum_of_parts(found), weighted, atol=1e-4)
     np.testing.assert_allclose(found.total, weighted, atol=1e-4)
     np.testing.assert_array_equal(found.parts[1].contributions, found.parts[9].contributions)
-    unknown = explain(three, "nothing that it knows", "plot")
-    assert not summed(unknown).any() and len(unknown.parts) == 4
+    unknown = explain(stacked, "nothing that it knows", "plot")
+    assert not sum_of_parts(unknown).any() and len(unknown.parts) == 4
 
 
 def test_items_of_a_list_are_explained(make_checkpoint: Callable[..., Path]):
@@ -242,11 +242,11 @@ def test_items_of_a_list_are_explained(make_checkpoint: Callable[..., Path]):
     assert [part.text for part in found.parts] == ["Tom Hanks", "Al Pacino", "Nobody"]
     assert [part.span for part in found.parts] == [(1, 10), (14, 23), (28, 34)]
     assert [bool(part.contributions.any()) for part in found.parts] == [True, True, False]
-    np.testing.assert_allclose(summed(found), found.total, atol=1e-5)
+    np.testing.assert_allclose(sum_of_parts(found), found.total, atol=1e-5)
 
 
 @pytest.mark.parametrize("analyzer", ["char_wb", "word", "char"])
-def test_a_text_of_thousands_of_words_takes_no_time(
+def test_a_text_of_thousands_of_words_is_explained_quickly(
     analyzer: str, make_checkpoint: Callable[..., Path]
 ):
     terms = {"analyzer": analyzer, "ngram_range": [1, 2] if analyzer == "word" else [2, 5]}
@@ -261,22 +261,22 @@ def test_a_text_of_thousands_of_words_takes_no_time(
     assert len(words) == 5000
     for part in words:
         assert part.span is not None and text[slice(*part.span)] == part.text
-    np.testing.assert_allclose(summed(found), found.total, atol=1e-4)
+    np.testing.assert_allclose(sum_of_parts(found), found.total, atol=1e-4)
 
 
 def test_words_add_up_to_the_titles_part(tiny: TrainedModel):
     title = TITLES["repeated word"]
     parts = score_parts(tiny, {"title": title, "poster": draw_poster()})
-    np.testing.assert_allclose(summed(explain(tiny, title)), parts.branches[TITLE], atol=1e-4)
+    np.testing.assert_allclose(sum_of_parts(explain(tiny, title)), parts.branches[TITLE], atol=1e-4)
 
 
-def test_what_is_no_text_is_refused(tiny: TrainedModel):
+def test_a_value_that_is_not_text_is_refused(tiny: TrainedModel):
     with pytest.raises(TypeError, match="not a string"):
         explain_branch(tiny, TITLE, b"Heat")
 
 
 @pytest.mark.parametrize("settings", ANALYZERS.values(), ids=ANALYZERS.keys())
-def test_located_terms_are_those_of_the_features(settings: dict):
+def test_located_terms_equal_the_terms_of_the_features(settings: dict):
     titles = ["the night of the living dead", "a", "a b", "of", ""]
     vectorizer = TermVectorizer(vocabulary_size=512, sublinear_tf=False, **settings).fit(titles)
     for title in titles:

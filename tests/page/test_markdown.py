@@ -12,7 +12,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_text_is_shown_as_it_is(text: str):
+def test_escaped_text_is_shown_unchanged(text: str):
     parser = MarkdownIt("gfm-like", {"linkify": False}).enable("table")
     (_, inline, _) = parser.parse(escape_markdown(text))
     assert inline.children is not None
@@ -27,5 +27,5 @@ def test_a_table_keeps_its_cells(text: str):
     assert lines[1] == "| --- | ---: |"
     parser = MarkdownIt("commonmark").enable("table")
     cells = [t.children for t in parser.parse("\n".join(lines)) if t.type == "inline"]
-    shown = ["".join(child.content for child in one or ()) for one in cells]
+    shown = ["".join(child.content for child in cell or ()) for cell in cells]
     assert shown == ["name", "n", text, "1", text.replace("`", "'"), "2"]

@@ -1,4 +1,4 @@
-"""genre-predict --ask: a language model answers about new movies."""
+"""genre-predict --ask: a language model is asked about new movies."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ def run(loopback: Loopback, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def checkpoint(run: Path, make_checkpoint: Callable[..., Path]) -> Path:
-    return make_checkpoint(poster=None, more={"answers": (answers_of(run), HEAD)})
+    return make_checkpoint(poster=None, more={"answers": (answers_input(run), HEAD)})
 
 
-def answers_of(run: Path, width: int = 4) -> VectorsInput:
+def answers_input(run: Path, width: int = 4) -> VectorsInput:
     branch_input = VectorsInput(str(run / "answers.npz"), log_odds=True)
     branch_input.width = width
     return branch_input
 
 
-def vector(body: dict[str, Any]) -> list[float]:
+def answered_vector(body: dict[str, Any]) -> list[float]:
     scores = scores_of(body)
     return [scores[genre] / 100 for genre in GENRES]
 
 
-def test_a_csv_is_asked_about_and_a_movie_without_an_answer_says_so(
+def test_csv_rows_are_asked_about_and_missing_answers_reported(
     run: Path, checkpoint: Path, loopback: Loopback, capsys: pytest.CaptureFixture[str]
 ) -> None:
     titles = [f"Heat {number} (1995)" for number in range(9)]
@@ -75,8 +75,8 @@ def test_a_csv_is_asked_about_and_a_movie_without_an_answer_says_so(
             assert "no answer: its answer is invalid: not JSON: 'No.'" in row["problem"]
             (expected,) = predictor.predict([title])
         else:
-            body = next(one for text, one in by_title.items() if title in text)
-            (expected,) = predictor.predict([title], id=[vector(body)])
+            body = next(body for text, body in by_title.items() if title in text)
+            (expected,) = predictor.predict([title], id=[answered_vector(body)])
             assert row["problem"] == ""
         for genre in GENRES:
             assert float(row[genre]) == pytest.approx(expected.scores[genre], abs=2e-6)
@@ -87,7 +87,7 @@ def test_a_csv_is_asked_about_and_a_movie_without_an_answer_says_so(
     assert len(loopback.requests) == before + 1
 
 
-def test_explained_with_what_the_branch_adds_and_why(
+def test_an_explanation_has_the_answers_part_and_reason(
     run: Path, checkpoint: Path, loopback: Loopback, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [str(checkpoint), "--title", "Heat (1995)", "--ask", str(run), "--explain"]
@@ -96,18 +96,18 @@ def test_explained_with_what_the_branch_adds_and_why(
     assert f"m: {scores_of(loopback.requests[0])['why']}" in out and ", answers " in out
 
 
-def test_the_key_is_read_from_the_variable_that_the_user_names(
+def test_the_api_key_is_read_from_the_named_variable(
     run: Path, checkpoint: Path, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("A_KEY", "abc")
-    one = [str(checkpoint), "--title", "Heat (1995)", "--ask", str(run)]
-    assert main(one) == 0 and "Authorization" not in loopback.headers[-1]
-    two = [str(checkpoint), "--title", "Alien (1979)", "--ask", str(run)]
-    assert main([*two, "--api-key-env", "A_KEY"]) == 0
+    heat = [str(checkpoint), "--title", "Heat (1995)", "--ask", str(run)]
+    assert main(heat) == 0 and "Authorization" not in loopback.headers[-1]
+    alien = [str(checkpoint), "--title", "Alien (1979)", "--ask", str(run)]
+    assert main([*alien, "--api-key-env", "A_KEY"]) == 0
     assert loopback.headers[-1]["Authorization"] == "Bearer abc"
 
 
-def test_another_address(run: Path, checkpoint: Path, loopback: Loopback) -> None:
+def test_ask_url_replaces_the_address(run: Path, checkpoint: Path, loopback: Loopback) -> None:
     with serving(Loopback()) as other:
         arguments = [str(checkpoint), "--title", "Heat (1995)", "--ask", str(run)]
         assert main([*arguments, "--ask-url", other.url]) == 0
@@ -156,7 +156,7 @@ def test_unusable_models_and_runs_are_refused(
     if case == "no branch":
         model = tiny_checkpoint
     elif case == "genres":
-        model = make_checkpoint(poster=None, more={"answers": (answers_of(run, 3), HEAD)})
+        model = make_checkpoint(poster=None, more={"answers": (answers_input(run, 3), HEAD)})
     elif case == "no run":
         folder = run.parent
     else:

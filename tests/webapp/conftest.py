@@ -25,7 +25,7 @@ def served(predictor: GenrePredictor) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def poster() -> bytes:
-    """A drawn poster, 120 x 180."""
+    """A PNG file of a drawn poster, 120 x 180."""
     image = Image.new("RGB", (120, 180), "#223355")
     draw = ImageDraw.Draw(image)
     draw.ellipse((20, 30, 100, 110), fill="#dd8833")

@@ -1,4 +1,4 @@
-"""A server of the page in its own thread, and requests to it."""
+"""A server of the page in a thread of its own, and requests to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from genre_lightning import GenrePredictor
 
 
 def movie(**columns: str | bytes | None) -> str:
-    """The body of a prediction request; bytes are images."""
+    """The JSON body of a prediction request. Values of type bytes are images."""
     return json.dumps(
         {
             name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
@@ -42,7 +42,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Served:
-    """A server in its own thread."""
+    """A running server of the page."""
 
     port: int
     stop: Callable[[], None]

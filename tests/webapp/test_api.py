@@ -64,20 +64,20 @@ def test_scores_are_the_predictors_and_parts_add_up(
         assert explained["poster_resnet"]["kind"] == "heat map"
 
 
-def test_a_model_of_more_columns_is_asked_by_their_names(wider: GenrePredictor, poster: bytes):
+def test_other_columns_are_sent_by_name(wider: GenrePredictor, poster: bytes):
     with serving(wider) as server:
         model = server.ask("GET", "/api/model").json()
-        assert [(one["name"], one["of"]) for one in model["columns"]] == [
+        assert [(column["name"], column["of"]) for column in model["columns"]] == [
             ("title", "text"),
             ("poster", "poster"),
             ("synopsis", "text"),
         ]
-        assert [(one["long"], one["year"]) for one in model["columns"]] == [
+        assert [(column["long"], column["year"]) for column in model["columns"]] == [
             (False, True),
             (True, False),
             (True, False),
         ]
-        assert {one["name"]: one["label"] for one in model["branches"]} == {
+        assert {branch["name"]: branch["label"] for branch in model["branches"]} == {
             "title_tfidf": "title",
             "poster_resnet": "poster",
             "plot": "synopsis",
@@ -97,7 +97,7 @@ def test_a_model_of_more_columns_is_asked_by_their_names(wider: GenrePredictor, 
         assert "type the title or synopsis or choose the poster" in message
 
 
-def test_a_broken_poster_leaves_the_title_its_answer(served: Served, predictor: GenrePredictor):
+def test_a_title_with_a_broken_poster_is_predicted(served: Served, predictor: GenrePredictor):
     body = movie(title="Heat (1995)", poster=b"a text and no picture")
     answer = served.ask("POST", "/api/predict", body)
     assert answer.status == 200
@@ -113,25 +113,25 @@ def test_a_broken_poster_leaves_the_title_its_answer(served: Served, predictor: 
 def test_a_poster_is_read_and_encoded_once(
     served: Served, predictor: GenrePredictor, poster: bytes, monkeypatch: pytest.MonkeyPatch
 ):
-    given = type(predictor.model.inputs["poster_resnet"])
+    input_class = type(predictor.model.inputs["poster_resnet"])
     calls = []
 
     def counted(name: str) -> Callable[..., object]:
-        own = getattr(given, name)
+        original = getattr(input_class, name)
 
         def call(self: object, value: object) -> object:
             calls.append(name)
-            return own(self, value)
+            return original(self, value)
 
         return call
 
     for name in ("read", "encode"):
-        monkeypatch.setattr(given, name, counted(name))
+        monkeypatch.setattr(input_class, name, counted(name))
     answer = served.ask("POST", "/api/predict", movie(title="Heat", poster=poster))
     assert answer.status == 200 and calls == ["read", "encode"]
 
 
-def test_a_branch_that_can_not_be_explained_says_why(
+def test_a_branch_that_cannot_be_explained_says_why(
     served: Served, poster: bytes, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("genre_lightning.explain.table.EXPLAINERS", {})
@@ -197,30 +197,30 @@ def test_invalid_requests_are_refused(
     assert (answer.status, answer.code) == (status, code)
 
 
-def test_a_wrong_method_is_answered_with_the_allowed_ones(served: Served):
+def test_a_wrong_method_is_answered_with_the_allowed_methods(served: Served):
     assert served.ask("GET", "/api/predict").headers["allow"] == "POST"
     assert set(served.ask("POST", "/api/model").headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
-@pytest.mark.parametrize("before", ["", "data:image/png;base64,"])
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
 def test_anything_but_plain_base64_is_refused_with_the_reason(
-    served: Served, poster: bytes, before: str
+    served: Served, poster: bytes, prefix: str
 ):
-    text = base64.encodebytes(poster).decode() if not before else base64.b64encode(poster).decode()
-    answer = served.ask("POST", "/api/predict", movie(poster=before + text))
+    text = base64.encodebytes(poster).decode() if not prefix else base64.b64encode(poster).decode()
+    answer = served.ask("POST", "/api/predict", movie(poster=prefix + text))
     assert (answer.status, answer.code) == (400, "bad_request")
     assert "without line breaks and without a data: prefix" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("column", ["title", "poster"])
-def test_a_column_that_the_model_does_not_look_at(
+def test_a_column_without_a_branch_is_refused(
     make_checkpoint: Callable[..., Path], poster: bytes, column: str
 ):
     other = {"title": "poster", "poster": "title"}[column]
-    only = GenrePredictor.from_checkpoint(make_checkpoint(**{column: None}), "cpu")
-    with serving(only) as server:
-        given: dict[str, str | bytes] = {"title": "Heat", "poster": poster}
-        answer = server.ask("POST", "/api/predict", movie(**{column: given[column]}))
+    single = GenrePredictor.from_checkpoint(make_checkpoint(**{column: None}), "cpu")
+    with serving(single) as server:
+        values: dict[str, str | bytes] = {"title": "Heat", "poster": poster}
+        answer = server.ask("POST", "/api/predict", movie(**{column: values[column]}))
         assert (answer.status, answer.code) == (422, "no_branch")
         message = answer.json()["error"]["message"]
         assert message == f"This model has no branch for the {column}: it looks at {other}."

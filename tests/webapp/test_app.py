@@ -18,7 +18,7 @@ from genre_lightning.webapp.api import MAX_POSTER_BYTES, max_body_bytes
 from tests.webapp.serving import Answer, Served, movie, serving
 
 
-def test_a_declared_size_above_the_limit_is_refused_before_any_of_it_is_sent(
+def test_a_declared_size_above_the_limit_is_refused_before_the_body(
     served: Served, predictor: GenrePredictor
 ):
     with socket.create_connection(("127.0.0.1", served.port), 20) as connection:
@@ -34,7 +34,7 @@ def test_a_declared_size_above_the_limit_is_refused_before_any_of_it_is_sent(
     assert message == f"This request is too large: {limits}"
 
 
-def test_an_undeclared_size_is_refused_once_above_the_limit(
+def test_an_undeclared_size_is_refused_once_it_exceeds_the_limit(
     served: Served, predictor: GenrePredictor
 ):
     chunk = b"\0" * 2**20
@@ -48,11 +48,11 @@ def test_an_undeclared_size_is_refused_once_above_the_limit(
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_poster_just_within_the_limit_is_read_and_none_goes_to_disk(
+def test_a_poster_just_within_the_limit_is_read_without_temporary_files(
     served: Served, poster: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("a temporary file was asked for")
+        raise AssertionError("a temporary file was opened")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
@@ -66,7 +66,7 @@ def test_a_poster_just_within_the_limit_is_read_and_none_goes_to_disk(
     assert served.ask("POST", query, padded + b"\0").status == 413
 
 
-def test_a_client_that_leaves_does_no_harm(served: Served, capfd: pytest.CaptureFixture[str]):
+def test_a_client_may_disconnect_early(served: Served, capfd: pytest.CaptureFixture[str]):
     with socket.create_connection(("127.0.0.1", served.port), 20) as connection:
         connection.sendall(
             b"POST /api/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nhalf"
@@ -91,7 +91,7 @@ def test_a_client_that_leaves_does_no_harm(served: Served, capfd: pytest.Capture
         ("", 400),
     ],
 )
-def test_only_names_of_this_machine_are_answered(served: Served, host: str, status: int):
+def test_only_host_names_of_this_machine_are_accepted(served: Served, host: str, status: int):
     answer = served.ask("GET", "/api/model", headers={"Host": host})
     assert answer.status == status
     assert status == 200 or answer.code == "wrong_host"
@@ -106,7 +106,7 @@ def test_only_names_of_this_machine_are_answered(served: Served, host: str, stat
         ("http://[evil.example", 403),
     ],
 )
-def test_other_web_pages_may_not_ask(served: Served, origin: str, status: int):
+def test_requests_of_other_web_pages_are_refused(served: Served, origin: str, status: int):
     headers = {"Host": "127.0.0.1:7860", "Origin": origin}
     answer = served.ask("POST", "/api/predict", movie(title="Heat"), headers)
     assert answer.status == status
@@ -114,7 +114,7 @@ def test_other_web_pages_may_not_ask(served: Served, origin: str, status: int):
 
 
 @pytest.mark.parametrize("path", ["/", "/page.css", "/page.js", "/api/model", "/nowhere"])
-def test_every_answer_forbids_other_sources(served: Served, path: str):
+def test_every_response_has_security_headers(served: Served, path: str):
     headers = {name.lower(): value for name, value in served.ask("GET", path).headers.items()}
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
@@ -123,7 +123,7 @@ def test_every_answer_forbids_other_sources(served: Served, path: str):
     assert "access-control-allow-origin" not in headers and "server" not in headers
 
 
-def test_a_failure_is_reported_and_does_not_end_the_server(
+def test_an_internal_error_is_reported_and_does_not_stop_the_server(
     make_checkpoint: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ):
     broken = GenrePredictor.from_checkpoint(make_checkpoint(), "cpu")
@@ -137,25 +137,25 @@ def test_a_failure_is_reported_and_does_not_end_the_server(
     assert "Traceback" in capfd.readouterr().err
 
 
-def test_others_are_answered_while_a_prediction_runs(
+def test_other_requests_are_answered_while_a_prediction_runs(
     served: Served, poster: bytes, predictor: GenrePredictor, monkeypatch: pytest.MonkeyPatch
 ):
-    begun, go_on = threading.Event(), threading.Event()
+    started, resume = threading.Event(), threading.Event()
 
     def wait(*_: Any) -> Any:
-        begun.set()
-        assert go_on.wait(20)
+        started.set()
+        assert resume.wait(20)
         return {"waited": True}
 
     monkeypatch.setattr(api, "predict_movie", wait)
     answers: list[Answer] = []
-    asking = threading.Thread(
+    thread = threading.Thread(
         target=lambda: answers.append(served.ask("POST", "/api/predict", movie(poster=poster)))
     )
-    asking.start()
-    assert begun.wait(20)
+    thread.start()
+    assert started.wait(20)
     assert served.ask("GET", "/api/model").status == 200
     assert not answers
-    go_on.set()
-    asking.join(20)
+    resume.set()
+    thread.join(20)
     assert answers[0].json() == {"waited": True}

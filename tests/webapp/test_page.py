@@ -1,4 +1,4 @@
-"""The page as a user operates it, in a real browser."""
+"""Use the page in a real browser, as a user does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HOSTILE = '<img src=x onerror="window.hit=1"><script>window.hit=1</script> & "He
 
 @pytest.fixture
 def page(contexts: Contexts, served: Served) -> Iterator[Page]:
-    """The open page; afterwards, checks that it sent no foreign requests and logged no errors."""
+    """The open page. Afterwards, check that it sent no foreign requests and logged no errors."""
     with open_page(contexts(), served.url) as opened:
         yield opened
 
@@ -74,22 +74,22 @@ def open_page(context: BrowserContext, url: str, scheme: str = "light") -> Itera
         context.remove_listener("request", note)
 
 
-def ask(page: Page, title: str) -> None:
+def submit_title(page: Page, title: str) -> None:
     page.get_by_label("Title").fill(title)
     page.keyboard.press("Enter")
 
 
-def number(text: str) -> float:
+def to_float(text: str) -> float:
     return float(text.replace("−", "-"))
 
 
-def column(page: Page, rows: str) -> dict[str, float]:
+def read_values(page: Page, rows: str) -> dict[str, float]:
     names = page.locator(f"{rows} .name").all_inner_texts()
     values = page.locator(f"{rows} .value").all_inner_texts()
-    return dict(zip(names, map(number, values), strict=True))
+    return dict(zip(names, map(to_float, values), strict=True))
 
 
-def test_the_words_on_a_poster_are_shown_with_what_they_add(
+def test_the_words_on_a_poster_are_shown_with_their_contributions(
     contexts: Contexts, make_checkpoint: Callable[..., Path], tmp_path: Path
 ):
     pytest.importorskip("rapidocr", reason="the extra `pretrained` has it")
@@ -107,7 +107,7 @@ def test_the_words_on_a_poster_are_shown_with_what_they_add(
         reason = page.locator("[data-branch=poster_words]")
         expect(reason.locator(".marked")).to_have_text("RIO BRAVO. JOHN WAYNE")
         expect(reason.locator("mark.for, mark.against").first).to_be_visible()
-        assert set(column(page, "[data-branch=poster_words] .words")) == {"RIO", "BRAVO"}
+        assert set(read_values(page, "[data-branch=poster_words] .words")) == {"RIO", "BRAVO"}
 
 
 def test_title_and_poster_give_bars_and_reasons(
@@ -122,7 +122,7 @@ def test_title_and_poster_give_bars_and_reasons(
     for name in expected.genres:
         expect(page.get_by_role("status")).to_contain_text(name)
     expect(page.locator("#bars li")).to_have_count(4)
-    assert column(page, "#bars") == {name: round(s, 2) for name, s in expected.ranked()}
+    assert read_values(page, "#bars") == {name: round(s, 2) for name, s in expected.ranked()}
     predicted = page.locator("#bars .predicted .name").all_inner_texts()
     assert set(predicted) == set(expected.genres)
     for name, score in expected.scores.items():
@@ -134,11 +134,11 @@ def test_title_and_poster_give_bars_and_reasons(
     page.locator("#bars label", has_text=other).click()
     expect(page.get_by_role("heading", name=f"Why {other}")).to_be_visible()
     expect(page.locator("#why-score")).to_contain_text(f"{expected.scores[other]:.2f}")
-    parts = column(page, "#parts")
+    parts = read_values(page, "#parts")
     assert list(parts) == ["Bias", "Title", "Poster", "Sum"]
     assert sum(parts.values()) - 2 * parts["Sum"] == pytest.approx(0, abs=0.021)
     assert 1 / (1 + np.exp(-parts["Sum"])) == pytest.approx(expected.scores[other], abs=0.005)
-    words = column(page, ".words")
+    words = read_values(page, ".words")
     assert {"Living", "Dead", "Night", "the", "of"} <= set(words)
     assert sum(words.values()) == pytest.approx(parts["Title"], abs=0.005 * (len(words) + 1))
     sizes = [abs(value) for value in words.values()]
@@ -150,7 +150,7 @@ def test_title_and_poster_give_bars_and_reasons(
     assert heat.evaluate("(image) => image.decode().then(() => image.naturalHeight)") == 512
 
 
-def test_the_keyboard_is_enough(page: Page):
+def test_the_page_works_with_the_keyboard_alone(page: Page):
     page.keyboard.press("Tab")
     expect(page.get_by_label("Title")).to_be_focused()
     page.keyboard.type("Alien (1979)")
@@ -169,10 +169,10 @@ def test_the_keyboard_is_enough(page: Page):
     expect(page.get_by_role("radio", name=re.compile(f"^{name} .*threshold"))).to_be_checked()
 
 
-def test_a_file_that_is_no_picture(page: Page, tmp_path: Path):
+def test_a_file_that_is_not_a_picture_is_reported(page: Page, tmp_path: Path):
     path = tmp_path / "notes.txt"
     path.write_text("no picture at all")
-    ask(page, "Heat (1995)")
+    submit_title(page, "Heat (1995)")
     expect(page.locator("#genres")).to_be_visible()
     page.get_by_label("Poster", exact=True).set_input_files(path)
     problem = page.get_by_role("alert").first
@@ -181,13 +181,13 @@ def test_a_file_that_is_no_picture(page: Page, tmp_path: Path):
     expect(page.locator("#genres")).to_be_visible()
     expect(page.locator("#summary")).to_contain_text("without the poster, which can't be read")
     expect(page.locator(".marked")).to_have_text("Heat (1995)")
-    assert list(column(page, "#parts")) == ["Bias", "Title", "No poster", "Sum"]
+    assert list(read_values(page, "#parts")) == ["Bias", "Title", "No poster", "Sum"]
     page.get_by_role("button", name="Remove the poster").click()
     expect(problem).to_be_empty()
     expect(page.locator("#summary")).not_to_contain_text("without")
     page.get_by_label("Title").fill("")
     page.get_by_label("Poster", exact=True).set_input_files(path)
-    # Only beside the poster, like its other problems.
+    # Shown only beside the poster, like other problems with it.
     expect(problem).to_contain_text("can't be read as a picture")
     expect(page.locator("#problem")).to_be_empty()
     expect(page.locator("#genres")).to_be_hidden()
@@ -198,7 +198,7 @@ def test_a_file_that_is_no_picture(page: Page, tmp_path: Path):
     expect(problem).to_be_empty()
 
 
-def test_too_large_and_empty_files_and_nothing_at_all(page: Page, tmp_path: Path):
+def test_large_files_empty_files_and_empty_forms_are_reported(page: Page, tmp_path: Path):
     large, empty = tmp_path / "large.png", tmp_path / "empty.png"
     with large.open("wb") as file:
         file.truncate(MAX_POSTER_BYTES + 1)
@@ -225,7 +225,7 @@ def test_a_poster_can_be_dropped(page: Page, poster: bytes):
     expect(page.locator(".preview")).to_be_visible()
     expect(page.locator("#column-poster-hint")).to_have_text("dropped.png")
     expect(page.locator(".heat")).to_have_attribute("src", re.compile("^blob:"))
-    assert list(column(page, "#parts")) == ["Bias", "No title", "Poster", "Sum"]
+    assert list(read_values(page, "#parts")) == ["Bias", "No title", "Poster", "Sum"]
     assert page.locator(".reason").count() == 1
 
 
@@ -234,8 +234,8 @@ def test_a_poster_can_be_dropped(page: Page, poster: bytes):
     [HOSTILE, "中文 🎬🎬 Alien", "ﬁve of Łódź (1995)", "?!"],
     ids=["markup", "beyond 16 bits", "ligature", "no words"],
 )
-def test_any_title_is_text_and_stays_itself(page: Page, title: str):
-    ask(page, title)
+def test_any_title_is_shown_unchanged_as_text(page: Page, title: str):
+    submit_title(page, title)
     expect(page.locator(".marked")).to_have_text(title)
     assert page.locator("#why img[src=x], #why script").count() == 0
 
@@ -245,13 +245,13 @@ def test_a_score_just_below_its_threshold_is_shown_as_below(
 ):
     predict = api.predict_movie
 
-    def nearly(predictor: GenrePredictor, movie: dict[str, Any]) -> Any:
+    def just_below(predictor: GenrePredictor, movie: dict[str, Any]) -> Any:
         found = predict(predictor, movie)
         found["genres"][0] |= {"score": 0.2107, "threshold": 0.2121, "predicted": False}
         return found | {"predicted": []}
 
-    monkeypatch.setattr(api, "predict_movie", nearly)
-    ask(page, "Heat (1995)")
+    monkeypatch.setattr(api, "predict_movie", just_below)
+    submit_title(page, "Heat (1995)")
     expect(page.locator("#why-score")).to_have_text("Score 0.211, below its threshold of 0.212.")
     first = page.locator("#bars li").first
     expect(first.locator("label")).to_have_attribute("title", "score 0.211, threshold 0.212")
@@ -259,14 +259,14 @@ def test_a_score_just_below_its_threshold_is_shown_as_below(
     assert label is not None and label.endswith(" 0.211, not predicted, threshold 0.212")
 
 
-def test_a_server_that_is_gone(contexts: Contexts, predictor: GenrePredictor):
+def test_a_stopped_server_is_reported(contexts: Contexts, predictor: GenrePredictor):
     with serving(predictor) as server, open_page(contexts(), server.url) as page:
         server.stop()
-        ask(page, "Heat (1995)")
+        submit_title(page, "Heat (1995)")
         expect(page.locator("#problem")).to_contain_text("Is genre-demo still running")
 
 
-def test_a_slow_answer_does_not_overtake_the_next(
+def test_a_slow_answer_does_not_replace_a_newer_one(
     page: Page, served: Served, monkeypatch: pytest.MonkeyPatch
 ):
     predict, slow = api.predict_movie, threading.Event()
@@ -277,9 +277,9 @@ def test_a_slow_answer_does_not_overtake_the_next(
         return predict(predictor, movie)
 
     monkeypatch.setattr(api, "predict_movie", delayed)
-    ask(page, "Slow")
+    submit_title(page, "Slow")
     expect(page.locator("#answer")).to_have_attribute("aria-busy", "true")
-    ask(page, "Quick")
+    submit_title(page, "Quick")
     expect(page.locator(".marked")).to_have_text("Quick")
     slow.set()
     page.wait_for_load_state("networkidle")
@@ -287,7 +287,7 @@ def test_a_slow_answer_does_not_overtake_the_next(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone_the_reasons_stand_under_their_genre(
+def test_on_a_phone_the_reasons_are_under_their_genre(
     contexts: Contexts, served: Served, poster_file: Path, scheme: str
 ):
     phone = contexts(has_touch=True, is_mobile=True)
@@ -314,7 +314,7 @@ def test_on_a_phone_the_reasons_stand_under_their_genre(
 
 
 def contrast(page: Page, selector: str) -> float:
-    """Contrast of text to the page, by WCAG 2: (L1 + 0.05) / (L2 + 0.05)."""
+    """Contrast of text with the page, by WCAG 2: (L1 + 0.05) / (L2 + 0.05)."""
     colours = page.evaluate(
         """(selector) => [
             getComputedStyle(document.querySelector(selector)).color,
@@ -330,15 +330,15 @@ def contrast(page: Page, selector: str) -> float:
     return (max(light) + 0.05) / (min(light) + 0.05)
 
 
-def test_only_what_the_model_looks_at_is_asked_for(
+def test_the_form_has_only_the_models_columns(
     contexts: Contexts, make_checkpoint: Callable[..., Path]
 ):
     titles_only = GenrePredictor.from_checkpoint(make_checkpoint(poster=None), "cpu")
     with serving(titles_only) as server, open_page(contexts(), server.url) as page:
         assert page.get_by_label("Poster", exact=True).count() == 0
-        ask(page, "Heat (1995)")
+        submit_title(page, "Heat (1995)")
         expect(page.locator("#why-heading")).to_be_visible()
-        assert list(column(page, "#parts")) == ["Bias", "Title", "Sum"]
+        assert list(read_values(page, "#parts")) == ["Bias", "Title", "Sum"]
 
 
 def test_every_column_of_the_model_has_a_field_and_reasons(
@@ -351,7 +351,7 @@ def test_every_column_of_the_model_has_a_field_and_reasons(
         expect(page.locator("#genres")).to_be_hidden()
         page.get_by_label("Synopsis").press("Control+Enter")
         expect(page.locator("#genres")).to_be_visible()
-        assert list(column(page, "#parts")) == [
+        assert list(read_values(page, "#parts")) == [
             "Bias", "No title", "No poster", "Synopsis", "Co-occurrence", "Sum",
         ]  # fmt: skip
         expect(page.locator("#parts-hint")).to_contain_text("what the scores of all genres add")
@@ -361,9 +361,9 @@ def test_every_column_of_the_model_has_a_field_and_reasons(
         assert headings == ["Where in the poster", "Words of the synopsis"]
         text = page.get_by_label("Synopsis").input_value()
         (expected,) = wider.predict(None, [poster], synopsis=[text])
-        assert column(page, "#bars") == {name: round(s, 2) for name, s in expected.ranked()}
+        assert read_values(page, "#bars") == {name: round(s, 2) for name, s in expected.ranked()}
         expect(page.locator(".marked")).to_have_text(text.strip())
-        assert "thief" in column(page, ".words")
+        assert "thief" in read_values(page, ".words")
 
 
 def test_a_text_that_is_too_long_is_refused_and_not_cut(contexts: Contexts, wider: GenrePredictor):
@@ -384,7 +384,7 @@ def test_a_text_that_is_too_long_is_refused_and_not_cut(contexts: Contexts, wide
 
 def test_a_very_long_word_does_not_break_the_layout(page: Page):
     title = "Alien" * 4_000
-    ask(page, title)
+    submit_title(page, title)
     expect(page.locator("#genres")).to_be_visible()
     expect(page.locator(".marked")).to_have_text(title)
     (name,) = page.locator(".words .name").all_inner_texts()
@@ -402,7 +402,7 @@ def test_right_to_left_names_do_not_reorder_the_page(
     predictor = GenrePredictor.from_checkpoint(path, "cpu")
     with serving(predictor) as server, open_page(contexts(), server.url) as page:
         page.locator("input[type=file]").set_input_files(poster_file)
-        ask(page, "מתח! Heat (1995)")
+        submit_title(page, "מתח! Heat (1995)")
         expect(page.locator("#genres")).to_be_visible()
         for name in predictor.genres:
             page.locator("#bars label", has_text=name).click()
@@ -411,15 +411,15 @@ def test_right_to_left_names_do_not_reorder_the_page(
         expect(page.locator("#bars")).to_contain_text("דרמה")
 
 
-def test_of_a_long_text_the_words_that_matter_are_listed(contexts: Contexts, wider: GenrePredictor):
+def test_the_top_words_of_a_long_text_are_listed(contexts: Contexts, wider: GenrePredictor):
     known = "A thief plans a last heist. Toys live happily. "
     with serving(wider) as server, open_page(contexts(), server.url) as page:
         page.get_by_label("Synopsis").fill(known * 30 + "Unknown " + "words " * 20)
         page.get_by_role("button", name="Predict genres").click()
         expect(page.locator("#genres")).to_be_visible()
-        words = column(page, ".words")
+        words = read_values(page, ".words")
         assert len(words) == len({word.lower() for word in words}) <= 13
-        parts = column(page, "#parts")
+        parts = read_values(page, "#parts")
         assert sum(words.values()) == pytest.approx(parts["Synopsis"], abs=0.07)
         expect(page.locator(".reason .hint")).to_contain_text(
             "Unknown to the model: Unknown, words"

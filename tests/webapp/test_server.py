@@ -31,7 +31,7 @@ def test_the_command_serves_until_ctrl_c(tiny_checkpoint: Path, repository: Path
         stderr=subprocess.PIPE,
         text=True,
         cwd=repository,
-        # No screen: it must not open a browser, on a terminal least of all.
+        # Without a screen, the command opens no browser, not even one in the terminal.
         env={k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
@@ -56,7 +56,7 @@ def test_the_command_serves_until_ctrl_c(tiny_checkpoint: Path, repository: Path
     assert f"error: port {found[1]} is in use" in second.stderr and "--port" in second.stderr
 
 
-def test_without_the_extra_it_says_what_to_install(
+def test_a_missing_extra_is_reported_with_the_command_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
@@ -71,7 +71,7 @@ def test_a_bad_checkpoint_is_an_error_without_a_traceback(
     assert "none.ckpt: there is no such file" in capsys.readouterr().err
 
 
-def test_a_model_that_no_page_can_ask_for_anything_is_refused(
+def test_a_model_of_vectors_alone_is_refused(
     make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     np.savez(tmp_path / "own.npz", ids=["1", "2"], x=np.ones((2, 3)))
@@ -91,12 +91,12 @@ def test_a_bad_port_is_refused(port: str, capsys: pytest.CaptureFixture[str]):
     assert "from 0 to 65535" in capsys.readouterr().err
 
 
-def test_an_address_of_another_machine_is_refused(capsys: pytest.CaptureFixture[str]):
+def test_the_address_of_another_machine_is_refused(capsys: pytest.CaptureFixture[str]):
     assert demo.main(["best.ckpt", "--host", "192.0.2.1"]) == 1
     assert "can't listen on 192.0.2.1" in capsys.readouterr().err
 
 
-def test_a_port_is_in_use_before_the_model_is_loaded():
+def test_a_port_in_use_is_refused_before_the_model_is_loaded():
     with demo.open_port("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
         with pytest.raises(demo.DemoError, match=f"port {port} is in use"):
@@ -113,5 +113,5 @@ def test_a_port_is_in_use_before_the_model_is_loaded():
         ("192.168.7.7", "http://192.168.7.7:80/"),
     ],
 )
-def test_the_address_that_is_shown(address: str, url: str):
+def test_the_page_url_of_an_address(address: str, url: str):
     assert demo.page_url(address, 80) == url
