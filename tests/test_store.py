@@ -173,7 +173,7 @@ def test_threads_build_once(tmp_path):
 
 
 def start_builder(cache: Path, key: str, ready: Path, seconds: float) -> subprocess.Popen[bytes]:
-    """Starts a process that writes half of its folder, touches ``ready``, then sleeps and goes on."""
+    """Starts a process that touches ``ready`` halfway through its build, and sleeps."""
     program = f"""
 import time
 from pathlib import Path
