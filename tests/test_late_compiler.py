@@ -123,8 +123,8 @@ DECORATORS = """
 import inspect
 
 @torch._dynamo.allow_in_graph
-def untraced(x):
-    return x + len(inspect.stack()[0].function)  # the compiler can't trace this
+def eager(x):
+    return x + len(inspect.stack()[0].function)  # 5; the compiler can't trace this
 
 calls = []
 
@@ -133,8 +133,8 @@ def constant():
     calls.append(1)
     return len(calls)
 
-print(untraced(torch.ones(1)).item(), constant(), is_loaded())
-compiled = torch.compile(lambda x: untraced(x) * constant(), backend="eager", fullgraph=True)
+print(eager(torch.ones(1)).item(), constant(), is_loaded())
+compiled = torch.compile(lambda x: eager(x) * constant(), backend="eager", fullgraph=True)
 print(compiled(torch.ones(1)).item(), compiled(torch.ones(1)).item(), calls, is_loaded())
 torch._dynamo.allow_in_graph([torch.sin])
 """
