@@ -9,18 +9,18 @@ from genre_lightning.cells import guard, score_cell, score_columns, separator_of
 
 
 @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r"])
-def test_no_cell_begins_as_a_formula(sign: str):
+def test_formulas_are_escaped(sign: str):
     assert guard(f"{sign}x") == f"'{sign}x"
     assert guard(f"'{sign}x") == f"''{sign}x"
 
 
 @pytest.mark.parametrize("text", ["", "Heat", "'Round Midnight", "-5", "+3.25", "a=b", " =x"])
-def test_what_is_no_formula_stays_as_it_is(text: str):
+def test_other_text_is_not_escaped(text: str):
     assert guard(text) == text
 
 
 @given(st.text(alphabet="'=+-@\t\rx5. ") | st.text())
-def test_every_text_comes_back(text: str):
+def test_unguard_inverts_guard(text: str):
     assert unguard(guard(text)) == text
 
 
@@ -28,12 +28,12 @@ def test_every_text_comes_back(text: str):
     ("genres", "separator"),
     [([], "|"), (["Action", "A; B"], "|"), (["Sci|Fi", "War"], ";"), (["A|B", "A; B/C"], ",")],
 )
-def test_no_genre_has_what_joins_genres(genres: list[str], separator: str):
+def test_separator_occurs_in_no_genre(genres: list[str], separator: str):
     assert separator_of(genres) == separator
 
 
 @given(st.lists(st.text(alphabet="|;,/~^AB", min_size=1)))
-def test_joined_genres_can_be_told_apart(genres: list[str]):
+def test_joined_genres_can_be_split(genres: list[str]):
     separator = separator_of(genres)
     assert separator.join(genres).split(separator) == (genres or [""])
 
@@ -46,10 +46,10 @@ def test_joined_genres_can_be_told_apart(genres: list[str]):
         (["title", "genre title"], ["genre genre title", "genre title"]),
     ],
 )
-def test_a_genre_has_a_column_of_its_own(genres: list[str], heads: list[str]):
+def test_genre_columns_do_not_clash(genres: list[str], heads: list[str]):
     assert score_columns(genres, ["title", "predicted"]) == heads
 
 
 @given(st.floats(0.0, 1.0, width=32))
-def test_a_score_is_the_same_once_it_is_read_again(score: float):
+def test_score_survives_writing_and_reading(score: float):
     assert np.float32(score_cell(score)) == np.float32(score)

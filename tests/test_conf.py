@@ -35,7 +35,7 @@ from train import configured_branches
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
-#: What has to be given beside the option.
+#: Further overrides that an option requires.
 REQUIRED = {
     "data/manifest": ["data.path=movies.csv"],
     "data/mmimdb": ["data.root=mmimdb"],
@@ -47,9 +47,9 @@ REQUIRED = {
     "model/branch/vectors": ["model.branches.vectors.input.path=vectors.npz"],
 }
 MINIMUM = 67
-#: A list of branches is one option's value: each file is composed as a list of its own.
+#: `model/branch` takes a list, so each of its files is composed as a list of one.
 BRANCHES = [path for path in FILES if path.parts[:2] == ("model", "branch")]
-#: Shared parts: no options of their own, but named in the defaults of every option beside them.
+#: Shared parts: not options, but in the defaults of every option of their folder.
 SHARED = [path for path in FILES if path.stem == "base"]
 
 
@@ -58,8 +58,8 @@ def small_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     without_weights(monkeypatch)
 
 
-def composed(name: str, overrides: list[str]) -> DictConfig:
-    # As the commands do.
+def compose_cfg(name: str, overrides: list[str]) -> DictConfig:
+    # Faster composition, as in the commands.
     with speed_up_composition(), initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(name, overrides, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
@@ -67,35 +67,35 @@ def composed(name: str, overrides: list[str]) -> DictConfig:
 
 
 def set_output_dir(cfg: DictConfig, folder: Path) -> None:
-    """As Hydra does when a job starts."""
+    """Sets the output folder, as Hydra does when a job starts."""
     OmegaConf.set_readonly(cfg.hydra, False)
     cfg.hydra.runtime.output_dir = str(folder)
     HydraConfig.instance().set_config(cfg)
 
 
 def learn(branch_input: Input) -> None:
-    """What it would learn from data and weights that are not there."""
+    """Sets what the input would learn from data and weights, which are absent here."""
     if isinstance(branch_input, YearInput):
         branch_input.years = branch_input.years or (1950, 2000)
     elif isinstance(branch_input, (VectorsInput, EmbeddingInput)):
         branch_input.width = branch_input.width or 4
 
 
-def described(cfg: DictConfig) -> dict[str, Any]:
-    """The branches of a configuration as a model's description, built without data."""
-    listed = configured_branches(cfg)
-    inputs = {name: build_input(name, branch.input) for name, branch in listed.items()}
-    for given in inputs.values():
-        if isinstance(given, (VectorsInput, YearInput, EmbeddingInput)):
-            learn(given)
-    networks = {name: branch.network for name, branch in listed.items()}
+def describe(cfg: DictConfig) -> dict[str, Any]:
+    """Descriptions of a configuration's branches, as in a checkpoint, built without data."""
+    branches = configured_branches(cfg)
+    inputs = {name: build_input(name, branch.input) for name, branch in branches.items()}
+    for branch_input in inputs.values():
+        if isinstance(branch_input, (VectorsInput, YearInput, EmbeddingInput)):
+            learn(branch_input)
+    networks = {name: branch.network for name, branch in branches.items()}
     shared = {key: cfg.model[key] for key in ("dropout", "members")}
     network = build_network(3, networks, inputs, **shared)
-    found: dict[str, Any] = network.description["branches"]
-    return found
+    descriptions: dict[str, Any] = network.description["branches"]
+    return descriptions
 
 
-def test_none_is_missed() -> None:
+def test_all_config_files_are_found() -> None:
     assert len(FILES) >= MINIMUM and len(BRANCHES) >= 20
     groups = Counter(path.parts[0] for path in FILES if len(path.parts) > 1)
     for group in ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks",
@@ -113,7 +113,7 @@ def test_shared_parts_are_used(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path not in SHARED], ids=str)
-def test_it_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_config_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     option = path.with_suffix("").as_posix()
     group, _, choice = option.rpartition("/")
@@ -128,7 +128,7 @@ def test_it_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: Any) ->
     else:
         name, overrides = "train", [f"{group}={choice}"]
     overrides += REQUIRED.get(option, [])
-    cfg = composed(name, [*overrides, f"hydra.run.dir={tmp_path}"])
+    cfg = compose_cfg(name, [*overrides, f"hydra.run.dir={tmp_path}"])
     set_output_dir(cfg, tmp_path)
     if name == "evaluate":
         assert cfg.ckpt_path == "x.ckpt"
@@ -160,23 +160,23 @@ def test_it_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: Any) ->
             built += 1
     for callback in cfg.callbacks.values():
         built += instantiate(callback) is not None
-    names = list(described(cfg))
+    names = list(describe(cfg))
     assert names and built >= 7
     if path in BRANCHES:
         assert names == [path.stem]
         if "finetune" in cfg.model.branches[path.stem]:
             cfg.model.branches[path.stem].finetune = True
-            assert list(described(cfg)) == names
+            assert list(describe(cfg)) == names
     OmegaConf.resolve(cfg[group])
 
 
 @pytest.mark.parametrize("path", BRANCHES, ids=str)
-def test_a_branch_names_only_what_its_input_and_network_take(path: Path) -> None:
+def test_branch_config_has_the_arguments_of_its_input_and_network(path: Path) -> None:
     text = (CONF / path).read_text()
     assert text.startswith(f"# @package model.branches.{path.stem}\n")
     branch = OmegaConf.to_container(OmegaConf.load(CONF / path))
     assert isinstance(branch, dict) and branch.pop("lr_scale") >= 0
-    branch.pop("path", None)  # of the input, see read_branches
+    branch.pop("path", None)  # an argument of the input, see read_branches
     assert branch.pop("l2", 1.0) >= 0
     forms = [branch]
     if "finetune" in branch:
@@ -186,10 +186,10 @@ def test_a_branch_names_only_what_its_input_and_network_take(path: Path) -> None
         assert set(form) == {"input", "network"}
         kind, name = form["input"].pop("kind"), form["network"].pop("name")
         assert set(form["input"]) <= set(inspect.signature(INPUTS[kind]).parameters)
-        # All but what the input gives and what `model` sets for every branch: one can see what
-        # there is to set.
-        given = {"vocabulary_size", "size", "width", "encoder", "dropout", "members"}
-        assert set(form["network"]) == set(NETWORKS[name].limits) - given
+        # All arguments, so that users see what can be set, except those that the input provides
+        # and those that `model` sets for every branch.
+        provided = {"vocabulary_size", "size", "width", "encoder", "dropout", "members"}
+        assert set(form["network"]) == set(NETWORKS[name].limits) - provided
 
 
 @pytest.mark.parametrize(
@@ -205,13 +205,13 @@ def test_a_branch_names_only_what_its_input_and_network_take(path: Path) -> None
         ("data.columns", "columns.csv"),
     ],
 )
-def test_settled_keys_reach_what_they_name(key: str, value: Any, tmp_path: Path) -> None:
-    cfg = composed("train", [f"{key}={value}", f"hydra.run.dir={tmp_path}"])
+def test_common_overrides_take_effect(key: str, value: Any, tmp_path: Path) -> None:
+    cfg = compose_cfg("train", [f"{key}={value}", f"hydra.run.dir={tmp_path}"])
     cfg.num_genres = 3
     set_output_dir(cfg, tmp_path)
     assert OmegaConf.select(cfg, key) == value
     if key == "model.dropout":
-        assert [network["dropout"] for network in described(cfg).values()] == [value, value]
+        assert [network["dropout"] for network in describe(cfg).values()] == [value, value]
     if key == "monitor":
         assert cfg.callbacks.checkpoint.monitor == cfg.callbacks.early_stopping.monitor == value
     if key == "data.columns":
@@ -248,42 +248,42 @@ def test_settled_keys_reach_what_they_name(key: str, value: Any, tmp_path: Path)
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else "",
 )
-def test_the_list_is_the_order_of_the_branches(overrides: list[str], names: list[str]) -> None:
-    assert list(described(composed("train", overrides))) == names
+def test_branches_keep_the_order_of_the_list(overrides: list[str], names: list[str]) -> None:
+    assert list(describe(compose_cfg("train", overrides))) == names
 
 
-def test_a_branch_of_ones_own_on_the_command_line() -> None:
-    cfg = composed(
+def test_branch_defined_on_the_command_line() -> None:
+    cfg = compose_cfg(
         "train",
         [
             "model=title",
             "+model.branches.cast={input: {kind: terms, column: cast}, network: {name: terms_mlp}}",
         ],
     )
-    assert list(described(cfg)) == ["title_tfidf", "cast"]
+    assert list(describe(cfg)) == ["title_tfidf", "cast"]
 
 
-class OfPixels(nn.Module):
-    """Another network of posters."""
+class PosterHead(nn.Module):
+    """Another network for posters."""
 
     def __init__(self, num_genres: int, size: Sequence[int], hidden: int = 4) -> None:
         super().__init__()
         self.head = nn.Linear(hidden, num_genres)
 
 
-def test_a_network_by_another_name_is_built_with_a_warning(
+def test_switching_the_network_warns_of_dropped_arguments(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(NETWORKS, "terms_other", NETWORKS["terms_mlp"])
-    cfg = composed("train", ["model.branches.title_tfidf.network.name=terms_other"])
-    assert described(cfg)["title_tfidf"]["name"] == "terms_other" and not caplog.messages
-    # Its learning-rate scale, which is its branch's, stays.
+    cfg = compose_cfg("train", ["model.branches.title_tfidf.network.name=terms_other"])
+    assert describe(cfg)["title_tfidf"]["name"] == "terms_other" and not caplog.messages
+    # The learning-rate scale belongs to the branch and stays.
     assert configured_branches(cfg)["title_tfidf"].lr_scale == 0.15
-    # The ResNet's arguments stay in the configuration, and are left out.
+    # The ResNet's arguments stay in the configuration but are not passed to the network.
     limits = {"size": (1, 4096), "hidden": (1, 9)}
-    monkeypatch.setitem(NETWORKS, "pixels_mlp", NetworkType(OfPixels, "pixels", limits))
-    cfg = composed("train", ["model.branches.poster_resnet.network.name=pixels_mlp"])
-    assert described(cfg)["poster_resnet"] == {"name": "pixels_mlp", "size": [32, 32], "hidden": 4}
+    monkeypatch.setitem(NETWORKS, "pixels_mlp", NetworkType(PosterHead, "pixels", limits))
+    cfg = compose_cfg("train", ["model.branches.poster_resnet.network.name=pixels_mlp"])
+    assert describe(cfg)["poster_resnet"] == {"name": "pixels_mlp", "size": [32, 32], "hidden": 4}
     assert caplog.messages == [
         "model.branches.poster_resnet: the network pixels_mlp takes no "
         "widths, blocks, stem_kernel, stem_stride, first_stride: left out"
@@ -299,9 +299,9 @@ def test_a_network_by_another_name_is_built_with_a_warning(
         ),
         (["model=title,fusion", "seed=0"], [["title_tfidf"], ["title_tfidf", "poster_resnet"]]),
     ],
-    ids=["lists", "ready lists"],
+    ids=["branch lists", "models"],
 )
 def test_a_sweep_over_lists_composes(sweep: list[str], jobs: list[list[str]]) -> None:
     parsed = OverridesParser.create().parse_overrides(sweep)
     (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    assert [list(described(composed("train", list(job)))) for job in batch] == jobs
+    assert [list(describe(compose_cfg("train", list(job)))) for job in batch] == jobs

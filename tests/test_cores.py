@@ -1,4 +1,4 @@
-"""Cores are counted, and threads that wait do not keep them busy."""
+"""Cores are counted and shared with other processes; waiting threads do not keep them busy."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.forking import Command, run_command
 from tests.openmp import told_by_openmp
 
 
-def test_cores_that_this_process_may_use() -> None:
+def test_num_cores_is_in_range() -> None:
     assert 1 <= num_cores() <= (os.cpu_count() or 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no such limit here")
-def test_cores_that_it_may_not_use_are_not_counted() -> None:
+def test_cores_outside_the_affinity_are_not_counted() -> None:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
@@ -33,16 +33,16 @@ def test_cores_that_it_may_not_use_are_not_counted() -> None:
 @pytest.mark.parametrize(
     ("cores", "idle", "own", "threads"),
     [
-        (2, 10.0, 10.0, 2),  # nobody else
+        (2, 10.0, 10.0, 2),  # an idle machine
         (2, 6.0, 10.0, 2),  # a browser
         (2, 0.0, 10.0, 1),  # another training of one thread
         (2, 0.0, 3.0, 1),  # four busy processes
         (8, 30.0, 10.0, 4),  # another training of four threads
-        (8, 56.0, 10.0, 8),  # another one that begins
+        (8, 56.0, 10.0, 8),  # another training that has just started
         (1, 0.0, 1.0, 1),
     ],
 )
-def test_a_training_takes_the_cores_that_others_leave(
+def test_training_takes_the_cores_that_others_leave(
     cores: int, idle: float, own: float, threads: int
 ) -> None:
     before = CoreUse(now=100.0, idle=7.0, own=3.0)
@@ -50,12 +50,12 @@ def test_a_training_takes_the_cores_that_others_leave(
     assert num_threads(cores, before, after) == threads
 
 
-def test_a_moment_says_nothing_of_the_cores() -> None:
+def test_short_interval_does_not_limit_the_threads() -> None:
     assert num_threads(4, CoreUse(1.0, 0.0, 0.0), CoreUse(1.1, 0.0, 0.0)) == 4
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no such limit here")
-def test_idle_time_is_that_of_the_own_cores() -> None:
+def test_idle_time_is_of_the_cores_of_this_process() -> None:
     first = min(os.sched_getaffinity(0))
     stat = (
         "cpu  9 9 9 999 9 0 0 0 0 0\n"
@@ -72,40 +72,40 @@ def test_idle_time_is_that_of_the_own_cores() -> None:
     assert use.idle == 450 / os.sysconf("SC_CLK_TCK")
 
 
-#: Where PyTorch is there from the beginning, as in a forked process, it comes in the same place.
+#: In a forked process PyTorch is already imported, so it is hidden until ``import torch``.
 WATCH = """
 import sys, time
-there = sys.modules.pop("torch", None)
+preloaded = sys.modules.pop("torch", None)
 from genre_lightning.cores import MIN_SECONDS, share_cores, set_threads
 share_cores()
-ends = time.monotonic() + MIN_SECONDS
-if there:
-    sys.modules["torch"] = there
+deadline = time.monotonic() + MIN_SECONDS
+if preloaded:
+    sys.modules["torch"] = preloaded
 import torch
-while time.monotonic() < ends: time.sleep(0.01)
+while time.monotonic() < deadline: time.sleep(0.01)
 print(torch.get_num_threads(), set_threads(), torch.get_num_threads())
 """
 
 
 @pytest.fixture(scope="module")
 def beside_busy_processes(repository: Path) -> dict[str | None, list[int]]:
-    """What two commands print on cores that are busy: without OMP_NUM_THREADS, and with "2"."""
+    """The numbers that WATCH prints while all cores are busy, by value of OMP_NUM_THREADS."""
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    run_command(["-c", ""], repository)  # the process that forks is there before they are
-    # They take what the two leave of the cores, and hardly hold them up.
+    run_command(["-c", ""], repository)  # starts the fork server before the busy processes
+    # At the lowest priority, they use the cores that the two commands leave, and hardly slow them.
     busy = [
         subprocess.Popen(["nice", "-n", "19", sys.executable, "-c", "while True: pass"])
         for _ in range(num_cores())
     ]
     try:
         time.sleep(0.1)
-        # PyTorch takes the set number as it is loaded, or is told it by the process that forks.
+        # PyTorch reads the variable when it is loaded; the forked process sets the number itself.
         limited = Command(["-c", WATCH], repository, {**env, "OMP_NUM_THREADS": "2"})
         chosen = subprocess.run(
             [sys.executable, "-c", WATCH], cwd=repository, env=env, text=True, capture_output=True
         )
         printed = {None: chosen.stdout, "2": limited.communicate()[0]}
-        return {given: [*map(int, text.split())] for given, text in printed.items()}
+        return {value: [*map(int, text.split())] for value, text in printed.items()}
     finally:
         for process in busy:
             process.kill()
@@ -114,24 +114,24 @@ def beside_busy_processes(repository: Path) -> dict[str | None, list[int]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what the cores do")
-@pytest.mark.parametrize("given", [None, "2"], ids=["nothing set", "threads set"])
-def test_cores_that_others_keep_busy_are_left_to_them(
-    given: str | None, beside_busy_processes: dict[str | None, list[int]]
+@pytest.mark.parametrize("num_threads_set", [None, "2"], ids=["nothing set", "threads set"])
+def test_busy_cores_are_left_to_other_processes(
+    num_threads_set: str | None, beside_busy_processes: dict[str | None, list[int]]
 ) -> None:
-    before, chosen, after = beside_busy_processes[given]
+    before, chosen, after = beside_busy_processes[num_threads_set]
     assert chosen == after
-    assert chosen == (1 if given is None else before)
+    assert chosen == (1 if num_threads_set is None else before)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is that of PyTorch on Linux")
 @pytest.mark.parametrize(
-    ("given", "count"),
+    ("variables", "count"),
     [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
     ids=["nothing set", "count set", "policy set"],
 )
-def test_threads_of_a_training_soon_sleep_unless_told_otherwise(
-    given: dict[str, str],
+def test_waiting_threads_soon_sleep_unless_configured(
+    variables: dict[str, str],
     count: str,
     repository: Path,
     tiny_overrides: Callable[..., list[str]],
@@ -139,7 +139,7 @@ def test_threads_of_a_training_soon_sleep_unless_told_otherwise(
     openmp_tells: None,
 ) -> None:
     command = repository / "train.py", tiny_overrides("trainer.max_epochs=1", model="title")
-    env = {**os.environ, **given}
-    # One is a whole training: PyTorch loads what the others load.
-    settings = told_by_openmp(*command, tmp_path, env, whole=not given)
+    env = {**os.environ, **variables}
+    # One case runs a whole training, to check that PyTorch loads the same OpenMP as the others.
+    settings = told_by_openmp(*command, tmp_path, env, whole=not variables)
     assert f"GOMP_SPINCOUNT = '{count}'" in settings

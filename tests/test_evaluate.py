@@ -1,4 +1,4 @@
-"""evaluate.py gives the numbers that training printed, from the checkpoint alone."""
+"""evaluate.py reproduces the metrics of training from the checkpoint alone."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def best(run: Path) -> Path:
     return run / "checkpoints" / "best.ckpt"
 
 
-def recorded(run: Path) -> dict[str, Any]:
+def read_result(run: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads((run / "result.json").read_text("utf-8"))
     return result
 
@@ -62,45 +62,45 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_as_a_user_from_another_folder(
+def test_command_in_another_folder(
     trained_run: Path, repository: Path, tmp_path: Path, openmp_tells: None
 ) -> None:
     moved = tmp_path / "moved.ckpt"
     shutil.copy(best(trained_run), moved)
     env = {**os.environ, "GENRE_LIGHTNING_CACHE": str(tmp_path / "new cache")}
-    # By Python it is also run in the tests of the terminal and of the package.
+    # In a forked process; the tests of the terminal and of the package start a new interpreter.
     script = repository / "evaluate.py"
     overrides = ["ckpt_path=moved.ckpt", "hydra.run.dir=out", "device=cpu"]
     done = run_command([script, *overrides], tmp_path, env)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
-    assert metrics == recorded(trained_run)["test"]
+    assert metrics == read_result(trained_run)["test"]
     for name in ("per_genre.csv", "predictions.csv", "report.html"):
         assert (tmp_path / "out" / name).is_file()
-    # Its demo movies were made in another cache, and are the same.
+    # The demo movies, created again in another cache, are the same.
     report = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert "that the checkpoint was trained on" not in report and ">demo: 120 movies<" in report
-    if sys.platform == "linux":  # where PyTorch has GNU's OpenMP, which tells what it goes by
+    if sys.platform == "linux":  # where PyTorch uses GNU's OpenMP, which prints its settings
         settings = told_by_openmp(script, overrides, tmp_path, env)
         assert "GOMP_SPINCOUNT = '10000'" in settings
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_the_numbers_of_training(split: str, trained_run: Path, evaluate_here: Evaluate) -> None:
-    assert evaluate_here(best(trained_run), f"split={split}") == recorded(trained_run)[split]
+def test_metrics_match_training(split: str, trained_run: Path, evaluate_here: Evaluate) -> None:
+    assert evaluate_here(best(trained_run), f"split={split}") == read_result(trained_run)[split]
 
 
-def test_the_same_data_given_again(trained_run: Path, evaluate_here: Evaluate) -> None:
+def test_same_data_gives_the_same_metrics(trained_run: Path, evaluate_here: Evaluate) -> None:
     again = ["data=demo", "++data.num_movies=120", "++data.poster_height=48"]
-    assert evaluate_here(best(trained_run), *again) == recorded(trained_run)["test"]
+    assert evaluate_here(best(trained_run), *again) == read_result(trained_run)["test"]
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_the_batch_size_changes_nothing_to_speak_of(
+def test_batch_size_does_not_change_the_metrics(
     size: int, trained_run: Path, evaluate_here: Evaluate
 ) -> None:
     metrics = evaluate_here(best(trained_run), f"batch_size={size}")
-    assert metrics == pytest.approx(recorded(trained_run)["test"], abs=1e-5)
+    assert metrics == pytest.approx(read_result(trained_run)["test"], abs=1e-5)
 
 
 def test_the_files_agree_with_scikit_learn(
@@ -135,7 +135,7 @@ def test_a_model_card_says_the_same_as_the_report(
 ) -> None:
     metrics = evaluate_here(best(trained_run))
     folder = tmp_path / "evaluation"
-    # As the command writes it.
+    # As Hydra writes it when evaluate.py runs as a command.
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "config.yaml").write_text("split: test\ndata: null\n")
     card = model_card(best(trained_run), [folder])
@@ -149,7 +149,7 @@ def test_a_model_card_says_the_same_as_the_report(
 
 @pytest.fixture
 def manifest(trained_run: Path, tmp_path: Path) -> Callable[[list[str]], Path]:
-    """A dataset of other movies with the given genres, the posters of some missing."""
+    """Writes a dataset of other movies with the given genres; a third of them lack a poster."""
 
     def write(genres: list[str]) -> Path:
         from PIL import Image
@@ -185,7 +185,7 @@ def test_other_data_with_genres_in_another_order(
     assert int(float(by_genre["Drama"]["support"])) == 0
 
 
-def test_a_test_split_that_would_hold_movies_of_train_is_refused(
+def test_test_split_with_movies_of_training_is_refused(
     trained_run: Path, evaluate_here: Evaluate, manifest: Any, tmp_path: Path
 ) -> None:
     path = manifest(["Action", "Comedy"])
@@ -197,12 +197,12 @@ def test_a_test_split_that_would_hold_movies_of_train_is_refused(
     with pytest.raises(DataError, match="it would hold movies that the checkpoint has learnt from"):
         evaluate_here(described)
     assert not (tmp_path / "evaluation").exists()
-    card["learnt_from"] = None  # as files of before have it
+    card["learnt_from"] = None  # as in older checkpoints
     torch.save(checkpoint, described)
     assert evaluate_here(described)["num_movies"] == 6
 
 
-def test_branches_are_not_compared_on_movies_that_were_learnt_from(
+def test_branches_are_not_compared_on_movies_of_training(
     trained_run: Path, evaluate_here: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     demo = ["data=demo", "data.num_movies=120", "data.poster_height=48", "gallery=0"]
@@ -218,7 +218,7 @@ def test_branches_are_not_compared_on_movies_that_were_learnt_from(
         evaluate_here(best(trained_run), *demo, "data.val_fraction=0.3", "split=val")
 
 
-def test_a_setting_of_the_split_without_effect_is_told(
+def test_ignored_split_setting_is_reported(
     trained_run: Path, evaluate_here: Evaluate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     demo = ["data=demo", "data.num_movies=120", "data.poster_height=48", "gallery=0"]
@@ -228,9 +228,7 @@ def test_a_setting_of_the_split_without_effect_is_told(
         assert (note in " ".join(capsys.readouterr().out.split())) is bool(changed)
 
 
-def test_an_unknown_genre_is_named(
-    trained_run: Path, evaluate_here: Evaluate, manifest: Any
-) -> None:
+def test_unknown_genre_is_named(trained_run: Path, evaluate_here: Evaluate, manifest: Any) -> None:
     path = manifest(["Comedy", "Heist"])
     with pytest.raises(DataError, match=r"does not know the dataset's genre\(s\) Heist"):
         evaluate_here(best(trained_run), "data=manifest", f"data.path={path}")
@@ -250,7 +248,7 @@ def test_a_missing_poster_adds_nothing(trained_run: Path, manifest: Any, tmp_pat
     assert not poster[missing].any() and poster[~missing].any(dim=1).all()
     assert title.any(dim=1).all() and scores.has_column["title_tfidf"].all()
     assert torch.equal(scores.has_column["poster_resnet"], ~missing)
-    # Their logits are those of the others, to the last bit.
+    # Without a poster, the logits are bit for bit those of the prior and the title.
     prior = model.network.prior
     assert torch.equal(scores.logits[missing], (prior + title)[missing])
     assert torch.equal(scores.logits, prior + title + poster)
@@ -267,13 +265,13 @@ def test_a_model_does_not_depend_on_the_order_of_its_genres(
     if card["loss"]["genre_counts"]:
         card["loss"]["genre_counts"] = [card["loss"]["genre_counts"][g] for g in order]
     original = load_model(best(trained_run))
-    turned = 0
+    num_permuted = 0
     for name, value in state.items():
         if any(part in name for part in ("head.", "prior")):
-            state[name], turned = value[order], turned + 1
+            state[name], num_permuted = value[order], num_permuted + 1
         elif ".skip." in name and value.ndim == 2:
-            state[name], turned = value[:, order], turned + 1
-    assert turned >= 4
+            state[name], num_permuted = value[:, order], num_permuted + 1
+    assert num_permuted >= 4
     torch.save(checkpoint, tmp_path / "reordered.ckpt")
     reordered = load_model(tmp_path / "reordered.ckpt")
     metrics = []
@@ -285,7 +283,7 @@ def test_a_model_does_not_depend_on_the_order_of_its_genres(
     assert metrics[1] == pytest.approx(metrics[0], abs=1e-5)
 
 
-def test_no_checkpoint(evaluate_here: Evaluate, tmp_path: Path) -> None:
+def test_missing_checkpoint_is_reported(evaluate_here: Evaluate, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no such file"):
         evaluate_here(tmp_path / "missing.ckpt")
     (tmp_path / "empty").mkdir()

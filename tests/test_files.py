@@ -1,4 +1,4 @@
-"""Files that are whole or not there, on disks that are full."""
+"""Files are complete or absent, even on a full disk or after a kill."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.disks import small_disk
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def test_no_room_for_a_file(tmp_path: Path) -> None:
+def test_full_disk_keeps_the_previous_file(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 3 * PAGE) as disk:
         path = disk.folder / "file.csv"
         path.write_text("before")
@@ -34,7 +34,7 @@ def test_no_room_for_a_file(tmp_path: Path) -> None:
         assert path.read_text() == "before" and os.listdir(disk.folder) == ["file.csv"]
 
 
-def test_no_room_for_a_line(tmp_path: Path) -> None:
+def test_appended_text_continues_once_there_is_room(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", PAGE) as disk:
         path = disk.folder / "train.log"
         with pytest.raises(FullDiskError, match=f"{path} could not"), AppendedText(path) as file:
@@ -47,7 +47,7 @@ def test_no_room_for_a_line(tmp_path: Path) -> None:
         assert path.read_text("utf-8").endswith("there is room again: é \\ud800\n")
 
 
-def test_what_a_killed_process_has_not_finished_is_removed(tmp_path: Path) -> None:
+def test_unfinished_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     program = f"""
 import sys, time
 from pathlib import Path
@@ -63,11 +63,11 @@ with whole_file(Path({str(tmp_path)!r}) / "result.json") as file:
     kept = {".lock", ".hydra", ".env.local", f".result.json.{os.getpid()}", "result.json.1"}
     for name in kept:
         (tmp_path / name).touch()
-    half = f".result.json.{process.pid}"
+    unfinished = f".result.json.{process.pid}"
     remove_unfinished(tmp_path)
-    assert set(os.listdir(tmp_path)) == {*kept, half}  # it is at work
+    assert set(os.listdir(tmp_path)) == {*kept, unfinished}  # the process is still running
     process.send_signal(signal.SIGKILL)
-    # It has ended, and its number is still taken: this process has not asked how it ended.
+    # The process has ended, but it is a zombie until this process reads its exit status.
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert is_alive(os.getpid())
     if sys.platform == "linux":
@@ -79,7 +79,7 @@ with whole_file(Path({str(tmp_path)!r}) / "result.json") as file:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a link and a pipe")
-def test_what_is_no_file_of_its_own_is_written_through(tmp_path: Path) -> None:
+def test_links_pipes_and_devices_are_written_through(tmp_path: Path) -> None:
     target, link, pipe = (tmp_path / name for name in ("target", "link", "pipe"))
     target.write_text("old")
     link.symlink_to("target")

@@ -1,4 +1,4 @@
-"""Disks that are full at any point of a command: a sentence, nothing lost, and it goes on."""
+"""A disk that fills up during a command: one error line, no data lost, and it can be resumed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LARGE = 2**30
 
 
 def steps(first: int, last: int, count: int) -> list[int]:
-    """Sizes of disks, in bytes, from one that has room for little to one that lacks little."""
+    """Sizes of disks in bytes, from almost no room to almost enough."""
     return [first + (last - first) * number // (count - 1) for number in range(count)]
 
 
 def error_line(text: str, disk: Disk) -> str:
-    """The one sentence of an error; it names something on the disk."""
+    """The only error line of an output; it names a path on the disk."""
     assert "Traceback" not in text and "unexpected pos" not in text, text
     lines = [line for line in text.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, text
@@ -34,14 +34,12 @@ def error_line(text: str, disk: Disk) -> str:
     return lines[0]
 
 
-def run_command(
-    repository: Path, script: str, place: Path, overrides: list[str]
-) -> tuple[int, str]:
-    """Exit code of a command, and what it printed."""
-    process = command_apart(repository, script, place, overrides)
+def run_command(repository: Path, script: str, cwd: Path, overrides: list[str]) -> tuple[int, str]:
+    """Exit code and output of a command."""
+    process = command_apart(repository, script, cwd, overrides)
     process.join()
     assert process.exitcode is not None
-    return process.exitcode, printed(place)
+    return process.exitcode, printed(cwd)
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +48,11 @@ def run_overrides(tiny_overrides: Overrides) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(
+def reference_run(
     repository: Path, run_overrides: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, int]:
-    """A run on a disk with room, copied from it, and the bytes that it needs there."""
-    folder = tmp_path_factory.mktemp("unbroken")
+    """A copy of a run from a disk with enough room, and its peak size on disk in bytes."""
+    folder = tmp_path_factory.mktemp("reference")
     with small_disk(folder / "disk", LARGE) as disk:
         run = disk.folder / "run"
         code, text = run_command(
@@ -62,15 +60,15 @@ def unbroken(
         )
         assert code == 0, text
         shutil.copytree(run, folder / "copy")
-        # While one checkpoint is written the one before is still there.
+        # The previous checkpoint stays on the disk while the next one is written.
         peak = disk.used + (run / "checkpoints" / "last.ckpt").stat().st_size
     return folder / "copy", peak
 
 
-def test_under_the_run_folder(
-    repository: Path, run_overrides: list[str], unbroken: tuple[Path, int], tmp_path: Path
+def test_run_folder_on_a_full_disk(
+    repository: Path, run_overrides: list[str], reference_run: tuple[Path, int], tmp_path: Path
 ) -> None:
-    whole, peak = unbroken
+    reference, peak = reference_run
     points = set()
     for size in steps(8192, peak, 6):
         folder = tmp_path / str(size)
@@ -87,22 +85,22 @@ def test_under_the_run_folder(
             names = [path.name for path in run.rglob(".*") if path.is_file()]
             assert set(names) <= {".lock"}, names
             disk.change(f"size={LARGE}")
-            # The same command; with what the message says where there is a run to go on with.
+            # The same command, plus the override from the message if there is a run to resume.
             more = re.findall(r"go on by (ckpt_path=\S+)", sentence)
             assert bool(more) == (run / "checkpoints" / "last.ckpt").exists()
             code, text = run_command(repository, "train", folder / "here", [*command, *more])
             assert code == 0, text
-            assert_same_run(whole, run)
-    # It was full at different points.
+            assert_same_run(reference, run)
+    # The disk was full at different points of the run.
     assert len(points) >= 3, points
     assert {"checkpoints/last.ckpt"} < points, points
 
 
-def test_under_the_cache(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
+def test_cache_on_a_full_disk(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
     base = tiny_overrides("trainer.max_epochs=1")
     with small_disk(tmp_path / "measured", LARGE) as disk:
-        whole = tmp_path / "whole"
-        command = [*base, f"data.cache_dir={disk.folder}/cache", f"hydra.run.dir={whole}"]
+        reference = tmp_path / "reference"
+        command = [*base, f"data.cache_dir={disk.folder}/cache", f"hydra.run.dir={reference}"]
         code, text = run_command(repository, "train", tmp_path / "here", command)
         assert code == 0, text
         peak = disk.used
@@ -121,18 +119,18 @@ def test_under_the_cache(repository: Path, tiny_overrides: Overrides, tmp_path: 
             disk.change(f"size={LARGE}")
             code, text = run_command(repository, "train", tmp_path / "here", command)
             assert code == 0, text
-            # Not the checkpoints, which tell where the movies are: the demo's are in the cache.
-            assert rows(whole) == rows(run)
-            assert recorded(whole)["test"] == recorded(run)["test"]
-            # What was whole is used as it is.
+            # Not the checkpoints: they name the folder of the movies, here the cache.
+            assert rows(reference) == rows(run)
+            assert recorded(reference)["test"] == recorded(run)["test"]
+            # Complete cache folders are used as they are.
             for path in cache.iterdir():
                 if path.is_dir() and path.name in before:
                     assert path.stat().st_mtime_ns == before[path.name]
     assert failed >= 3
 
 
-def finished(sweep: Path) -> dict[str, dict[str, tuple[bytes, int]]]:
-    """Every file of the jobs that have completed, with its content and the time of writing."""
+def completed_jobs(sweep: Path) -> dict[str, dict[str, tuple[bytes, int]]]:
+    """Every file of the completed jobs, with its content and modification time."""
     found = {}
     for path in sweep.glob("*/result.json"):
         if json.loads(path.read_text())["status"] == "completed":
@@ -144,79 +142,79 @@ def finished(sweep: Path) -> dict[str, dict[str, tuple[bytes, int]]]:
     return found
 
 
-def test_under_a_sweep(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
+def test_sweep_on_a_full_disk(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
     base = tiny_overrides("trainer.max_epochs=1", model="title")
 
-    def line(folder: Path) -> list[str]:
+    def args(folder: Path) -> list[str]:
         return ["-m", *base, "seed=1,2", f"hydra.sweep.dir={folder}"]
 
     with small_disk(tmp_path / "measured", LARGE) as disk:
         code, text = run_command(
-            repository, "train", tmp_path / "here", line(disk.folder / "sweep")
+            repository, "train", tmp_path / "here", args(disk.folder / "sweep")
         )
         assert code == 0, text
         peak = disk.used
-    completed = set()
+    num_completed = set()
     for size in steps(8192, peak - 4096, 4):
         with small_disk(tmp_path / f"{size}", size) as disk:
             sweep = disk.folder / "sweep"
-            code, text = run_command(repository, "train", tmp_path / "here", line(sweep))
+            code, text = run_command(repository, "train", tmp_path / "here", args(sweep))
             assert code == 1 and "Traceback" not in text, text
             assert "No space left on device" in text, text
             if not text.startswith("error: "):
                 assert "The same command resumes it" in text
             assert str(sweep) in text
-            before = finished(sweep)
-            completed.add(len(before))
+            before = completed_jobs(sweep)
+            num_completed.add(len(before))
             disk.change(f"size={LARGE}")
-            code, text = run_command(repository, "train", tmp_path / "here", line(sweep))
+            code, text = run_command(repository, "train", tmp_path / "here", args(sweep))
             assert code == 0, text
-            after = finished(sweep)
+            after = completed_jobs(sweep)
             assert len(after) == 2 and {name: after[name] for name in before} == before
             for name in ("leaderboard.csv", "leaderboard.md", "leaderboard.html"):
                 assert (sweep / name).stat().st_size > 0
             assert len((sweep / "leaderboard.csv").read_text().splitlines()) == 1 + 2
-    assert 0 in completed and len(completed) >= 2
+    assert 0 in num_completed and len(num_completed) >= 2
 
 
-def test_under_an_evaluation(repository: Path, trained_run: Path, tmp_path: Path) -> None:
-    def line(folder: Path) -> list[str]:
+def test_evaluation_on_a_full_disk(repository: Path, trained_run: Path, tmp_path: Path) -> None:
+    def args(folder: Path) -> list[str]:
         return [f"ckpt_path={trained_run}", f"hydra.run.dir={folder}"]
 
     with small_disk(tmp_path / "measured", LARGE) as disk:
-        code, text = run_command(repository, "evaluate", tmp_path / "here", line(disk.folder / "e"))
+        code, text = run_command(repository, "evaluate", tmp_path / "here", args(disk.folder / "e"))
         assert code == 0, text
         peak, names = disk.used, {path.name for path in (disk.folder / "e").iterdir()}
     with small_disk(tmp_path / "disk", 8192) as disk:
         for size in steps(8192, peak - 4096, 3):
             disk.change(f"size={max(size, disk.used)}")
             code, text = run_command(
-                repository, "evaluate", tmp_path / "here", line(disk.folder / "e")
+                repository, "evaluate", tmp_path / "here", args(disk.folder / "e")
             )
             assert code == 1, text
             error_line(text, disk)
         disk.change(f"size={LARGE}")
-        code, text = run_command(repository, "evaluate", tmp_path / "here", line(disk.folder / "e"))
+        code, text = run_command(repository, "evaluate", tmp_path / "here", args(disk.folder / "e"))
         assert code == 0, text
         assert {path.name for path in (disk.folder / "e").iterdir()} == names
 
 
-def test_under_a_study(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
+def test_study_on_a_full_disk(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     base = tiny_overrides("trainer.max_epochs=1", "sweep.n_trials=2", model="title")
 
-    def line(folder: Path) -> list[str]:
+    def args(folder: Path) -> list[str]:
         return ["sweep=optuna", *base, f"hydra.sweep.dir={folder}"]
 
     with small_disk(tmp_path / "disk", 32 * 1024) as disk:
         sweep = disk.folder / "sweep"
         for size in (32 * 1024, 128 * 1024):
             disk.change(f"size={size}")
-            code, text = run_command(repository, "train", tmp_path / "here", line(sweep))
+            code, text = run_command(repository, "train", tmp_path / "here", args(sweep))
             assert code == 1 and "Traceback" not in text, text
             assert str(sweep) in text and re.search("disk is full|No space left", text), text
         disk.change(f"size={LARGE}")
-        code, text = run_command(repository, "train", tmp_path / "here", line(sweep))
+        code, text = run_command(repository, "train", tmp_path / "here", args(sweep))
         assert code == 0, text
         results: list[Any] = [json.loads(p.read_text()) for p in sweep.glob("*/result.json")]
         assert [result["status"] for result in results] == ["completed"] * 2

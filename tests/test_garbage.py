@@ -1,4 +1,4 @@
-"""Objects that are made without a search for garbage, and those that are garbage all the same."""
+"""Creating objects with the garbage collector off, and finding the garbage among them later."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from genre_lightning.garbage import without_garbage_collection
 
 
 class Ring:
-    """Refers to itself: only a search frees it."""
+    """Refers to itself, so only the garbage collector frees it."""
 
     def __init__(self) -> None:
         self.itself = self
 
 
 @pytest.fixture
-def thawed() -> Iterator[None]:
-    """Nothing is frozen, as in a user's process; the tests' own is frozen again."""
+def unfrozen() -> Iterator[None]:
+    """No object is frozen, as in a user's process; afterwards all are frozen again."""
     gc.unfreeze()
     yield
     gc.freeze()
 
 
-@pytest.mark.usefixtures("thawed")
-def test_nothing_is_searched_within_and_garbage_is_found_after() -> None:
-    searches: list[object] = []
-    before, within = Ring(), None
+@pytest.mark.usefixtures("unfrozen")
+def test_no_collection_runs_inside_and_garbage_is_found_afterwards() -> None:
+    collections: list[object] = []
+    before, inside = Ring(), None
     rings = [weakref.ref(before)]
     with without_garbage_collection():
-        gc.callbacks.append(lambda phase, about: searches.append(about))
+        gc.callbacks.append(lambda phase, info: collections.append(info))
         try:
             del before
-            within = Ring()
-            rings.append(weakref.ref(within))
-            within = None
+            inside = Ring()
+            rings.append(weakref.ref(inside))
+            inside = None
             created: list[list[int]] = [[] for _ in range(100_000)]
         finally:
             gc.callbacks.pop()
-    assert searches == [] and gc.isenabled() and gc.get_freeze_count() == 0
-    # With the oldest, so that no search of the young walks through them.
+    assert collections == [] and gc.isenabled() and gc.get_freeze_count() == 0
+    # The objects are in the oldest generation, so collections of the young one skip them.
     assert gc.get_count()[0] < 50_000 < len(created)
     gc.collect()
     assert [ring() for ring in rings] == [None, None]
 
 
-def test_what_someone_froze_or_switched_off_stays_so() -> None:
+def test_frozen_objects_and_a_disabled_collector_stay_so() -> None:
     gc.collect()
     gc.freeze()
     frozen = gc.get_freeze_count()
@@ -68,20 +68,20 @@ def test_what_someone_froze_or_switched_off_stays_so() -> None:
         gc.enable()
 
 
-def test_an_error_within_leaves_it_on() -> None:
+def test_collector_is_enabled_again_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), without_garbage_collection():
         print(1 / 0)
     assert gc.isenabled()
 
 
-def test_lightning_comes_without_a_search() -> None:
+def test_lightning_is_imported_without_a_collection() -> None:
     program = """
 import gc
 from genre_lightning import lean_imports
-searches = []
-gc.callbacks.append(lambda phase, about: searches.append(about))
+collections = []
+gc.callbacks.append(lambda phase, info: collections.append(info))
 lean_imports.load_lightning()
-print(len(searches), gc.isenabled())
+print(len(collections), gc.isenabled())
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ran.stdout == "0 True\n", ran.stderr

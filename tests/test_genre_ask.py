@@ -1,4 +1,4 @@
-"""The command: a run folder like a trained run's, that survives kills, and hides the key."""
+"""genre-ask writes a run folder like train.py, survives kills, and never writes the API key."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def loopback() -> Iterator[Loopback]:
 
 
 def start(folder: Path, url: str, *overrides: str, **environment: str) -> Command:
-    """The command, begun in a folder; a "-m" comes first among the overrides."""
-    flags = [one for one in overrides if one == "-m"]
+    """Starts genre-ask in a folder; "-m" must be the first override."""
+    flags = [override for override in overrides if override == "-m"]
     others = ["model=tiny", f"base_url={url}", *SMALL, *overrides[len(flags) :]]
     arguments = ["-m", "genre_lightning.genre_ask", *flags, *others]
     return Command(arguments, folder, {**os.environ, **environment})
 
 
-def ended(process: Command, code: int = 0) -> str:
-    """What it printed until its end, errors last."""
+def finish(process: Command, code: int = 0) -> str:
+    """Waits for the command to exit with this code; returns its output, stderr last."""
     out, errors = process.communicate(timeout=120)
     assert process.returncode == code, out + errors
     return out + errors
@@ -61,7 +61,7 @@ def result_of(run: Path) -> dict[str, Any]:
     return result
 
 
-def test_model_is_short_for_its_name() -> None:
+def test_model_override_is_short_for_model_name() -> None:
     assert expand_override("model=a,b") == "model.name=a,b"
     assert [expand_override(one) for one in ("model.name=a", "+model=x", "data=demo")] == [
         "model.name=a", "+model=x", "data=demo",
@@ -69,7 +69,7 @@ def test_model_is_short_for_its_name() -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_way(
+def test_end_to_end(
     loopback: Loopback,
     tmp_path: Path,
     train_here: Callable[[Path, list[str]], dict[str, Any]],
@@ -77,13 +77,13 @@ def test_the_whole_way(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Asked, scored, compared, learnt from beside other branches, and asked about new movies."""
+    """Answers are scored, compared and used as a branch; new movies are asked about."""
 
     def answer(number: int, body: dict[str, Any]) -> Answer:
         return reply("no JSON") if "Silence" in json.dumps(body["messages"][-1]) else good(body)
 
     loopback.answer = answer
-    out = ended(
+    out = finish(
         start(
             tmp_path,
             loopback.url,
@@ -99,7 +99,7 @@ def test_the_whole_way(
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
     assert KEY not in out
 
-    # What it wrote is what a trained run and evaluate.py write.
+    # The files are those that train.py and evaluate.py write.
     result = result_of(run)
     assert result["status"] == "completed" and result["wandb_run_id"]
     assert result["monitor_value"] == result["val"]["map_macro"]
@@ -131,7 +131,7 @@ def test_the_whole_way(
     for line in answered:
         assert by_id[line["id"]] == pytest.approx(list(line["scores"].values()))
 
-    # As a branch.
+    # The answers as a branch.
     overrides = [*tiny_overrides(model="title")[1:], "++data.num_movies=60"]
     trained = tmp_path / "runs" / "trained"
     train_here(
@@ -140,35 +140,35 @@ def test_the_whole_way(
          *overrides],
     )  # fmt: skip
 
-    # In a leaderboard.
+    # The run in a leaderboard.
     heads, table = ranked_table(compare([run]))
     shown = dict(zip(heads, table[0], strict=True))
     assert shown["tokens a movie"] == f"{result['tokens_per_movie']:.0f}"
     assert float(shown["seconds a movie"]) == pytest.approx(result["seconds_per_movie"], rel=0.01)
 
-    # A new movie.
+    # A prediction for a new movie, without and with an answer.
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     best = str(trained / "checkpoints" / "best.ckpt")
     before = len(loopback.requests)
     arguments = [best, "--title", "Lost Kiss (1968)", "--json"]
     assert predict(arguments) == 0
-    without = json.loads(capsys.readouterr().out)
+    plain = json.loads(capsys.readouterr().out)
     assert len(loopback.requests) == before
     monkeypatch.setenv("THE_KEY", KEY)
     for _ in range(2):
-        # A thread of its own: the browser of other tests leaves an event loop running in this one.
+        # In another thread: the browser of other tests leaves an event loop running in this one.
         with ThreadPoolExecutor(1) as pool:
-            given = [*arguments, "--ask", str(run), "--api-key-env", "THE_KEY"]
-            assert pool.submit(predict, given).result() == 0
+            ask_arguments = [*arguments, "--ask", str(run), "--api-key-env", "THE_KEY"]
+            assert pool.submit(predict, ask_arguments).result() == 0
         asked = json.loads(capsys.readouterr().out)
     assert len(loopback.requests) == before + 1
-    assert asked["scores"] != without["scores"] and asked["why"].startswith("by ")
+    assert asked["scores"] != plain["scores"] and asked["why"].startswith("by ")
     assert "Title: Lost Kiss (1968)" in loopback.shown()[-1]
 
 
 @pytest.mark.slow
-def test_killed_and_begun_again_each_movie_is_asked_about_once(
+def test_rerun_after_a_kill_asks_only_about_the_remaining_movies(
     loopback: Loopback, tmp_path: Path
 ) -> None:
     loopback.answer = lambda number, body: good(body, after=0.25)
@@ -184,29 +184,29 @@ def test_killed_and_begun_again_each_movie_is_asked_about_once(
     assert result_of(run)["status"] == "interrupted"
     kept = (run / "answers.jsonl").read_text().count("\n")
     loopback.answer = lambda number, body: good(body)
-    assert "data.batch_size" not in ended(start(tmp_path, loopback.url, *settings))
+    assert "data.batch_size" not in finish(start(tmp_path, loopback.url, *settings))
     counts = Counter(loopback.shown())
     assert len(counts) == 12 + 7  # test and val
-    again = {text: count for text, count in counts.items() if count > 1}
-    assert len(again) <= 3 and all(count == 2 for count in again.values())
+    repeated = {text: count for text, count in counts.items() if count > 1}
+    assert len(repeated) <= 3 and all(count == 2 for count in repeated.values())
     assert kept >= 7
     result = result_of(run)
     assert (result["status"], result["attempts"]) == ("completed", 2)
-    # And once more: there is nothing left to ask about.
+    # A third run has nothing left to ask about.
     before, metrics = len(loopback.requests), result["test"]
-    ended(start(tmp_path, loopback.url, *settings))
+    finish(start(tmp_path, loopback.url, *settings))
     assert len(loopback.requests) == before and result_of(run)["test"] == metrics
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(loopback: Loopback, tmp_path: Path) -> None:
+def test_ctrl_c_ends_cleanly_and_says_how_to_continue(loopback: Loopback, tmp_path: Path) -> None:
     loopback.answer = lambda number, body: good(body, after=0.3)
     process = start(tmp_path, loopback.url, "server.concurrency=2")
     while len(loopback.requests) < 4:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out = ended(process, 130)
+    out = finish(process, 130)
     run = run_folder(tmp_path)
     answered = (run / "answers.jsonl").read_text().count("\n")
     assert answered == len(loopback.requests)
@@ -228,7 +228,7 @@ def test_errors_are_one_sentence(
     overrides: list[str], status: int, message: str, loopback: Loopback, tmp_path: Path
 ) -> None:
     loopback.answer = lambda number, body: Answer(status, body=b'{"error": "no key given"}')
-    out = ended(start(tmp_path, loopback.url, *overrides), 1)
+    out = finish(start(tmp_path, loopback.url, *overrides), 1)
     last = out.strip().splitlines()[-1]
     assert re.match(f"error: .*{message}", last) and "Traceback" not in out
     assert result_of(run_folder(tmp_path))["status"] == "failed"
@@ -256,10 +256,10 @@ def test_errors_are_one_sentence(
     ],
     ids=["no server", "sweep", "no model", "address", "split", "monitor", "data", "limit", "null"],
 )
-def test_what_cannot_be_asked_leaves_no_folder(
+def test_invalid_settings_leave_no_folder(
     overrides: list[str], message: str, tmp_path: Path
 ) -> None:
-    out = ended(
+    out = finish(
         Command(["-m", "genre_lightning.genre_ask", *overrides], tmp_path, {**os.environ}), 1
     )
     assert out.startswith(f"error: {message}") and "Traceback" not in out
@@ -267,32 +267,32 @@ def test_what_cannot_be_asked_leaves_no_folder(
 
 
 @pytest.mark.slow
-def test_a_key_given_in_the_place_of_its_name_is_written_nowhere(tmp_path: Path) -> None:
-    for given in (KEY, "gsk_0123456789", "NO_SUCH_KEY"):
-        out = ended(start(tmp_path, "http://127.0.0.1:1/v1", f"api_key_env={given}"), 1)
+def test_api_key_given_as_api_key_env_is_not_written(tmp_path: Path) -> None:
+    for value in (KEY, "gsk_0123456789", "NO_SUCH_KEY"):
+        out = finish(start(tmp_path, "http://127.0.0.1:1/v1", f"api_key_env={value}"), 1)
         assert out.startswith("error: api_key_env") and not any(tmp_path.iterdir())
-        assert (given in out) is given.isupper()
+        assert (value in out) is value.isupper()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
-def test_a_folder_that_can_not_be_written_is_told(sweep: list[str], tmp_path: Path) -> None:
+def test_unwritable_run_folder_is_reported(sweep: list[str], tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    out = ended(start(tmp_path, "http://127.0.0.1:1/v1", *sweep), 1)
+    out = finish(start(tmp_path, "http://127.0.0.1:1/v1", *sweep), 1)
     assert re.match("error: the run can't be written to runs/.* is not a folder: name another", out)
 
 
-def test_it_starts_by_python(tmp_path: Path) -> None:
+def test_runs_as_a_python_module(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "genre_lightning.genre_ask", f"api_key_env={KEY}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: api_key_env"), done.stderr
 
 
 @pytest.mark.slow
-def test_a_sweep_over_what_is_shown_gives_a_row_each(loopback: Loopback, tmp_path: Path) -> None:
+def test_sweep_over_shown_columns_gives_a_row_per_job(loopback: Loopback, tmp_path: Path) -> None:
     loopback.answer = lambda number, body: good(body)
     command = ("-m", "show=[poster],[title,poster]", "sweep.name=leak")
-    out = ended(start(tmp_path, loopback.url, *command))
+    out = finish(start(tmp_path, loopback.url, *command))
     sweep = tmp_path / "runs" / "sweeps" / "leak"
     jobs = {each.name for each in sweep.iterdir() if each.is_dir()}
     assert len(jobs) == 2 and (sweep / "leaderboard.html").is_file() and "2 completed" in out
@@ -301,15 +301,15 @@ def test_a_sweep_over_what_is_shown_gives_a_row_each(loopback: Loopback, tmp_pat
     assert set(rows) == {"[poster]", "[title, poster]"}
     assert all(float(row["tokens_per_movie"]) > 0 for row in rows.values())
     before = len(loopback.requests)
-    assert "2 already finished" in ended(start(tmp_path, loopback.url, *command))
+    assert "2 already finished" in finish(start(tmp_path, loopback.url, *command))
     assert len(loopback.requests) == before
 
 
 @pytest.mark.slow
-def test_llama_is_asked(start_llama: Callable[..., str], tmp_path: Path) -> None:  # noqa: F811
-    """With llama.cpp's own server, whose random model has scores and reasons of its own."""
+def test_asks_a_llama_cpp_server(start_llama: Callable[..., str], tmp_path: Path) -> None:  # noqa: F811
+    """llama.cpp's server, with a random model, which makes up scores and reasons."""
     overrides = ("limit=4", "why_max_length=20", "parameters.max_tokens=2000", "data.root=.")
-    out = ended(start(tmp_path, start_llama(), *overrides))
+    out = finish(start(tmp_path, start_llama(), *overrides))
     run = run_folder(tmp_path)
     lines = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
     assert len({json.dumps(line["scores"]) for line in lines if line["scores"]}) > 1

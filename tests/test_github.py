@@ -1,4 +1,4 @@
-"""What GitHub reads of the project: workflows, forms, the citation."""
+"""Files that GitHub reads: workflows, issue forms, the citation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def names(paths: list[Path]) -> list[str]:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=names(WORKFLOWS))
-def test_a_workflow_runs_what_there_is_with_little_rights(path: Path):
+def test_workflow_runs_existing_targets_with_few_permissions(path: Path):
     workflow = read(path)
     # YAML 1.1 reads the key `on` as true.
     assert set(workflow) == {"name", True, "permissions", "concurrency", "jobs"}
@@ -40,7 +40,7 @@ def test_a_workflow_runs_what_there_is_with_little_rights(path: Path):
         for step in job["steps"]:
             assert ("uses" in step) is not ("run" in step)
             if "uses" in step:
-                # A major version, or a commit.
+                # Pinned to a major version or a commit.
                 assert re.fullmatch(
                     r"[\w.-]+/[\w.-]+@(v\d+|[0-9a-f]{40}|release/v\d+)", step["uses"]
                 )
@@ -55,27 +55,27 @@ def test_a_workflow_runs_what_there_is_with_little_rights(path: Path):
     assert "secrets." not in path.read_text("utf-8")
 
 
-def test_the_tests_run_on_every_supported_python():
+def test_ci_runs_on_every_supported_python():
     matrix = read(GITHUB / "workflows" / "ci.yml")["jobs"]["test"]["strategy"]["matrix"]
     versions = [tuple(map(int, version.split("."))) for version in matrix["python"]]
     assert all(isinstance(version, str) for version in matrix["python"]), "3.10 would be 3.1"
-    least, *_ = versions
-    assert PROJECT["requires-python"] == f">={least[0]}.{least[1]}"
-    assert versions == [(3, minor) for minor in range(least[1], versions[-1][1] + 1)]
+    oldest, *_ = versions
+    assert PROJECT["requires-python"] == f">={oldest[0]}.{oldest[1]}"
+    assert versions == [(3, minor) for minor in range(oldest[1], versions[-1][1] + 1)]
 
 
-def test_a_release_is_trusted_and_not_keyed():
+def test_release_uses_trusted_publishing_without_a_key():
     jobs = read(GITHUB / "workflows" / "release.yml")["jobs"]
     publish = jobs["publish"]
     assert publish["permissions"] == {"id-token": "write"} and publish["needs"] == "build"
-    # What may publish runs nothing of ours, and what runs ours may not publish.
+    # The publishing job runs none of our code, and the job that runs it can't publish.
     assert all("run" not in step for step in publish["steps"])
     assert "permissions" not in jobs["build"]
     assert any(step.get("run") == "make dist" for step in jobs["build"]["steps"])
 
 
 @pytest.mark.parametrize("path", FORMS, ids=names(FORMS))
-def test_a_form_is_one(path: Path):
+def test_issue_form_is_valid(path: Path):
     form = read(path)
     if path.name == "config.yml":
         assert set(form) <= {"blank_issues_enabled", "contact_links"}
@@ -86,8 +86,8 @@ def test_a_form_is_one(path: Path):
     for part in form["body"]:
         assert part["type"] in ("markdown", "textarea", "input", "dropdown", "checkboxes")
         assert part["attributes"].get("value" if part["type"] == "markdown" else "label")
-    for named in re.findall(r"`((?:docs/)?[\w.-]+\.md)`", path.read_text("utf-8")):
-        assert (REPOSITORY / named).is_file(), named
+    for page in re.findall(r"`((?:docs/)?[\w.-]+\.md)`", path.read_text("utf-8")):
+        assert (REPOSITORY / page).is_file(), page
 
 
 def test_dependencies_are_kept_current():
@@ -95,7 +95,7 @@ def test_dependencies_are_kept_current():
     assert {each["package-ecosystem"] for each in updates} == {"pip", "github-actions"}
 
 
-def test_the_citation_is_of_this_version():
+def test_citation_is_of_this_version():
     citation = read(REPOSITORY / "CITATION.cff")
     assert citation["cff-version"] == "1.2.0"
     assert citation["version"] == genre_lightning.__version__
@@ -105,12 +105,12 @@ def test_the_citation_is_of_this_version():
     ]
 
 
-def test_links_of_the_community_files_lead_somewhere():
+def test_links_of_the_community_files_exist():
     for name in ("SECURITY.md", "CODE_OF_CONDUCT.md", ".github/pull_request_template.md"):
         page = REPOSITORY / name
         text = page.read_text("utf-8")
         for link in re.findall(r"\]\(([^)\s]+)\)", text):
             if not link.startswith("https:"):
                 assert (page.parent / link.partition("#")[0]).is_file(), link
-        # No address is known, so none is made up.
+        # The project has no contact address, so none may be made up.
         assert not re.search(r"[\w.]+@[\w-]+\.\w+", text)

@@ -1,4 +1,4 @@
-"""PyTorch's compiler is imported once it compiles, and is then the real one."""
+"""PyTorch's compiler is imported when something is first compiled, and is then the real one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ load_lightning()
 import torch
 import pytorch_lightning as pl
 
-def is_there():
+def is_loaded():
     return "sympy" in sys.modules
 """
 
@@ -35,14 +35,14 @@ class Line(pl.LightningModule):
 quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False,
              enable_model_summary=False, accelerator="cpu", deterministic=False)
 pl.Trainer(max_steps=2, **quiet).fit(Line(), torch.utils.data.DataLoader(torch.ones(4, 2)))
-print(is_there(), *(name in sys.modules for name in ("scipy.stats", "matplotlib")))
+print(is_loaded(), *(name in sys.modules for name in ("scipy.stats", "matplotlib")))
 """
 
 COMPILE = """
 layer = torch.nn.Linear(3, 2)
 compiled = torch.compile(layer, backend="eager")
 numbers = torch.arange(6.0).view(2, 3)
-print(is_there(), torch.equal(compiled(numbers), layer(numbers)))
+print(is_loaded(), torch.equal(compiled(numbers), layer(numbers)))
 
 from lightning_fabric import wrappers
 from torch._dynamo import OptimizedModule
@@ -53,28 +53,28 @@ print([isinstance(layer, each) for each in (OptimizedModule, wrappers.OptimizedM
 
 SUBMODULE = """
 import torch._dynamo.config as config
-print(is_there(), config is sys.modules["torch._dynamo.config"], config is torch._dynamo.config)
+print(is_loaded(), config is sys.modules["torch._dynamo.config"], config is torch._dynamo.config)
 print(type(config.__spec__.loader).__name__, torch._dynamo is sys.modules["torch._dynamo"])
 import torch._dynamo.backends.registry as registry
 print(registry is torch._dynamo.backends.registry, torch._dynamo.utils.config is config)
 """
 
 DISABLE = """
-seen = []
+compiling = []
 
 @torch.compiler.disable
-def apart(x):
-    seen.append(torch.compiler.is_compiling())
+def disabled(x):
+    compiling.append(torch.compiler.is_compiling())
     return x + 1
 
-print(apart(torch.ones(1)).item(), is_there())
-compiled = torch.compile(lambda x: apart(x) * 2, backend="eager")
-print(compiled(torch.ones(1)).item(), is_there(), seen)
+print(disabled(torch.ones(1)).item(), is_loaded())
+compiled = torch.compile(lambda x: disabled(x) * 2, backend="eager")
+print(compiled(torch.ones(1)).item(), is_loaded(), compiling)
 """
 
 DETERMINISTIC = """
 torch.use_deterministic_algorithms(False)
-print(is_there(), torch.are_deterministic_algorithms_enabled())
+print(is_loaded(), torch.are_deterministic_algorithms_enabled())
 torch.use_deterministic_algorithms(True, warn_only=True)
 print(torch.are_deterministic_algorithms_enabled())
 torch.use_deterministic_algorithms(False)
@@ -82,19 +82,19 @@ print(torch.are_deterministic_algorithms_enabled())
 """
 
 
-UTILITY = """
+TORCHVISION = """
 import torchvision
 from torchvision.ops import roi_align
-print(is_there())
+print(is_loaded())
 late = sys.modules["torch._dynamo.utils"]
 boxes = torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])
 print(roi_align(torch.ones(1, 1, 4, 4), boxes, 2).mean().item(), late.is_compile_supported("cpu"))
 import torch._dynamo.utils as utils
-print(is_there(), utils is not late, utils is torch._dynamo.utils)
+print(is_loaded(), utils is not late, utils is torch._dynamo.utils)
 print(utils.is_compile_supported is not late.is_compile_supported, late.counters is utils.counters)
 """
 
-TOGETHER = """
+DISTRIBUTED = """
 import socket
 import torch.distributed as distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -108,9 +108,9 @@ layer(torch.ones(1, 2)).sum().backward()
 distributed.destroy_process_group()
 late, rules = torch._dynamo.utils, torch._dynamo.trace_rules
 mode = late.get_optimize_ddp_mode()
-print(is_there(), layer._use_python_reducer, mode)
+print(is_loaded(), layer._use_python_reducer, mode)
 import torch._dynamo.config
-print(is_there(), torch._dynamo.utils is not late, late.get_optimize_ddp_mode() == mode)
+print(is_loaded(), torch._dynamo.utils is not late, late.get_optimize_ddp_mode() == mode)
 torch._dynamo.config.optimize_ddp = False
 print(late.get_optimize_ddp_mode(), rules.LEGACY_MOD_INLINELIST
       is torch._dynamo.trace_rules.LEGACY_MOD_INLINELIST)
@@ -119,27 +119,27 @@ rules.clear_lru_cache()
 print(torch._dynamo.trace_rules.get_mod_inlinelist.cache_info().currsize)
 """
 
-MARKED = """
+DECORATORS = """
 import inspect
 
 @torch._dynamo.allow_in_graph
-def apart(x):
-    return x + len(inspect.stack()[0].function)  # which the compiler could not follow
+def eager(x):
+    return x + len(inspect.stack()[0].function)  # 5; the compiler can't trace this
 
 calls = []
 
 @torch._dynamo.assume_constant_result
-def once():
+def constant():
     calls.append(1)
     return len(calls)
 
-print(apart(torch.ones(1)).item(), once(), is_there())
-compiled = torch.compile(lambda x: apart(x) * once(), backend="eager", fullgraph=True)
-print(compiled(torch.ones(1)).item(), compiled(torch.ones(1)).item(), calls, is_there())
+print(eager(torch.ones(1)).item(), constant(), is_loaded())
+compiled = torch.compile(lambda x: eager(x) * constant(), backend="eager", fullgraph=True)
+print(compiled(torch.ones(1)).item(), compiled(torch.ones(1)).item(), calls, is_loaded())
 torch._dynamo.allow_in_graph([torch.sin])
 """
 
-APART = """
+INDEPENDENT_SUBMODULE = """
 from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex as index
 places = torch.arange(3)
 with index():
@@ -149,10 +149,10 @@ import torch._dynamo.config
 print(torch._dynamo._trace_wrapped_higher_order_op.TransformGetItemToIndex is index)
 """
 
-COMPARE = """
+ASSERT_CLOSE = """
 import inspect
 inspect.getmodule(lambda: 0)
-print(is_there())
+print(is_loaded())
 torch.testing.assert_close(torch.ones(2), torch.ones(2))
 from torch.distributed.tensor import DTensor
 print(DTensor.__name__)
@@ -168,27 +168,27 @@ print(DTensor.__name__)
         (SUBMODULE, "True True True|SourceFileLoader True|True True"),
         (DISABLE, "2.0 False|4.0 True [False, False]"),
         (DETERMINISTIC, "False False|True|False"),
-        (UTILITY, "False|1.0 True|True True True|True True"),
-        (TOGETHER, "False False ddp_optimizer|True True True|no_optimization True|0"),
-        (MARKED, "6.0 1 False|12.0 12.0 [1, 1] True"),
-        (APART, "[0.0, 1.0, 2.0] False|True"),
-        (COMPARE, "False|DTensor"),
+        (TORCHVISION, "False|1.0 True|True True True|True True"),
+        (DISTRIBUTED, "False False ddp_optimizer|True True True|no_optimization True|0"),
+        (DECORATORS, "6.0 1 False|12.0 12.0 [1, 1] True"),
+        (INDEPENDENT_SUBMODULE, "[0.0, 1.0, 2.0] False|True"),
+        (ASSERT_CLOSE, "False|DTensor"),
     ],
     ids=[
-        "a training needs none",
-        "compiled",
-        "a module of it",
-        "disabled",
+        "training",
+        "compile",
+        "submodule",
+        "disable",
         "deterministic",
-        "torchvision's",
-        "processes together",
-        "marked for it",
-        "a module that needs no other",
-        "compared",
+        "torchvision",
+        "distributed",
+        "decorators",
+        "independent submodule",
+        "assert_close",
     ],
 )
-def test_in_a_process_of_its_own(code: str, printed: str, repository: Path) -> None:
-    if code == FIT:  # what a training imports, counted from the start of Python
+def test_compiler_is_imported_only_when_needed(code: str, printed: str, repository: Path) -> None:
+    if code == FIT:  # a new interpreter, since a forked one has already imported more
         done: Any = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", START + code],
             cwd=repository, capture_output=True, text=True,
@@ -200,7 +200,7 @@ def test_in_a_process_of_its_own(code: str, printed: str, repository: Path) -> N
 
 
 @pytest.mark.slow
-def test_scipy_keeps_its_signals(repository: Path) -> None:
+def test_scipy_signal_is_complete(repository: Path) -> None:
     code = "import scipy.signal; print(hasattr(scipy.signal, 'convolve'), 'torch' in sys.modules)"
     done = run_command(["-c", START + code], repository)
     assert done.stdout == "True True\n", done.stderr

@@ -1,4 +1,4 @@
-"""The table of layers in pyproject.toml, which ``make lint`` holds, finds what breaks it."""
+"""The layers in pyproject.toml, which ``make lint`` checks, catch imports that violate them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def without_violation(repository: Path) -> str:
-    """What the command prints of the package as it is."""
+def clean_output(repository: Path) -> str:
+    """Output of lint-imports for the unchanged package."""
     return lint_imports(repository).stdout
 
 
@@ -44,10 +44,10 @@ def without_violation(repository: Path) -> str:
             "No modules of a folder import each other in a circle BROKEN",
         ),
     ],
-    ids=["upwards", "sideways", "without a place", "script", "circle"],
+    ids=["upwards", "sideways", "unlisted folder", "script", "circle"],
 )
-def test_a_violation_is_found(
-    files: dict[str, str], message: str, without_violation: str, repository: Path, tmp_path: Path
+def test_violation_is_found(
+    files: dict[str, str], message: str, clean_output: str, repository: Path, tmp_path: Path
 ) -> None:
     shutil.copy(repository / "pyproject.toml", tmp_path)
     shutil.copytree(
@@ -55,7 +55,7 @@ def test_a_violation_is_found(
         tmp_path / "genre_lightning",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
-    assert message not in without_violation
+    assert message not in clean_output
     for name, text in files.items():
         path = tmp_path / "genre_lightning" / name
         path.parent.mkdir(exist_ok=True)

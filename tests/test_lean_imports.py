@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.slow
-def test_lightning_imports_without_what_the_encoders_brought():
+def test_lightning_imports_without_packages_of_the_encoders():
     code = (
         "import sys\n"
         "from genre_lightning.lean_imports import hide_packages\n"

@@ -1,4 +1,4 @@
-"""A third input and network, each a class and a line in a table: nothing else knows of them."""
+"""A new input and a new network: each needs a class and a table entry, and no other change."""
 
 from __future__ import annotations
 
@@ -33,38 +33,38 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @final
 class LettersInput(Input):
-    """How often each letter occurs in a text, over the most that any had in train."""
+    """Counts of the letters of a text, divided by the highest count in train."""
 
     kind: ClassVar[str] = "letters"
     gives: ClassVar[str] = "letters"
     of: str = "text"
 
-    def __init__(self, column: str, only: str = LETTERS) -> None:
+    def __init__(self, column: str, alphabet: str = LETTERS) -> None:
         self.column = column
-        self.only = only
-        self.most: int | None = None
+        self.alphabet = alphabet
+        self.max_count: int | None = None
 
     @property
     def fitted(self) -> bool:
-        return self.most is not None
+        return self.max_count is not None
 
     def network_arguments(self) -> dict[str, Any]:
-        return {"letters": len(self.only)}
+        return {"letters": len(self.alphabet)}
 
     def bytes_per_movie(self) -> int:
-        return 4 * len(self.only)
+        return 4 * len(self.alphabet)
 
     def open(self, values: Sequence[str | None], train: np.ndarray, store: Store) -> Features:
         texts = [value for value in values if value]
-        if self.most is None:
-            self.most = max(self._counts([values[row] or ""]).max() for row in train)
+        if self.max_count is None:
+            self.max_count = max(self._counts([values[row] or ""]).max() for row in train)
         present = np.array([bool(value) for value in values])
         row_index = np.where(present, np.cumsum(present) - 1, -1)
         return DenseFeatures("counts", self._counts(texts), row_index)
 
     def _counts(self, texts: Sequence[str]) -> np.ndarray:
-        counts = [[text.lower().count(letter) for letter in self.only] for text in texts]
-        return np.array(counts, dtype=np.int32).reshape(len(texts), len(self.only))
+        counts = [[text.lower().count(letter) for letter in self.alphabet] for text in texts]
+        return np.array(counts, dtype=np.int32).reshape(len(texts), len(self.alphabet))
 
     def read(self, value: Any) -> str:
         if not isinstance(value, str):
@@ -77,22 +77,22 @@ class LettersInput(Input):
         return {"counts": torch.from_numpy(self._counts(items))}
 
     def prepare(self, numbers: Numbers, seeds: Sequence[tuple[int, int]] | None) -> Numbers:
-        assert self.most is not None
-        return {"shares": numbers["counts"].float() / self.most}
+        assert self.max_count is not None
+        return {"shares": numbers["counts"].float() / self.max_count}
 
     def state(self) -> dict[str, Any]:
-        most = None if self.most is None else int(self.most)
-        return {"column": self.column, "only": self.only, "most": most}
+        max_count = None if self.max_count is None else int(self.max_count)
+        return {"column": self.column, "alphabet": self.alphabet, "max_count": max_count}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> LettersInput:
-        if set(state) != {"column", "only", "most"} or type(state["only"]) is not str:
+        if set(state) != {"column", "alphabet", "max_count"} or type(state["alphabet"]) is not str:
             raise ValueError("no letters")
-        if type(state["most"]) is not int or not 0 < state["most"] < 10**6:
-            raise ValueError(f"most: {state['most']!r:.100}")
-        made = cls(state["column"], state["only"])
-        made.most = state["most"]
-        return made
+        if type(state["max_count"]) is not int or not 0 < state["max_count"] < 10**6:
+            raise ValueError(f"max_count: {state['max_count']!r:.100}")
+        restored = cls(state["column"], state["alphabet"])
+        restored.max_count = state["max_count"]
+        return restored
 
 
 class LetterHead(nn.Module):
@@ -124,26 +124,26 @@ SPELLING = (
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("registered")
-def test_it_goes_from_training_to_the_page(
+def test_new_branch_works_from_training_to_the_web_page(
     train_here: Train, tiny_overrides: Overrides, repository: Path, tmp_path: Path
 ) -> None:
     overrides = tiny_overrides(SPELLING, "data.batch_size=16", "model.dropout=0.3")
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    result = train_here(whole, overrides)
+    reference, resumed = tmp_path / "reference", tmp_path / "resumed"
+    result = train_here(reference, overrides)
     assert result["status"] == "completed" and result["test"]["num_movies"] == 24
 
-    # Resumed in mid-epoch as if it had not been interrupted.
+    # A run interrupted in mid-epoch resumes exactly.
     patch = at_step(3, lambda: signal.raise_signal(signal.SIGINT))
     try:
         with pytest.raises(Interrupted):
-            train_here(broken, overrides)
+            train_here(resumed, overrides)
     finally:
         patch.undo()
-    train_here(broken, [*overrides, f"ckpt_path={broken}"])
-    assert_same_run(whole, broken)
+    train_here(resumed, [*overrides, f"ckpt_path={resumed}"])
+    assert_same_run(reference, resumed)
 
-    # The checkpoint alone rebuilds it.
-    best = whole / "checkpoints" / "best.ckpt"
+    # The checkpoint alone rebuilds the model.
+    best = reference / "checkpoints" / "best.ckpt"
     model = load_model(best)
     assert list(model.network.branches) == ["title_tfidf", "poster_resnet", "spelling"]
     described = model.network.description["branches"]["spelling"]
@@ -159,7 +159,7 @@ def test_it_goes_from_training_to_the_page(
     report = (tmp_path / "evaluation" / "report.html").read_text("utf-8")
     assert "spelling" in report
 
-    # A prediction is the sum of all three; a movie without a title has the poster's alone.
+    # A prediction sums all three branches; without a title, only the poster branch counts.
     predictor = GenrePredictor.from_checkpoint(best, "cpu")
     poster = np.full((48, 32, 3), 90, np.uint8)
     scores = predictor.scores(["Lost Kiss (1968)", None], [poster, poster])
@@ -178,13 +178,13 @@ def test_it_goes_from_training_to_the_page(
     with pytest.raises(InputError, match="it has no letter"):
         predictor.predict(["1984"])
 
-    # Nothing explains it, which is said; its part of the score is told all the same.
+    # The branch has no explainer, as the error says; its part of the score is still reported.
     assert find_explainer(model, "spelling") is None
     with pytest.raises(TypeError, match="branch spelling: a LetterHead on letters can't be"):
         explain_branch(model, "spelling", "Heat")
     with serving(predictor) as server:
-        told = server.ask("GET", "/api/model").json()
-        assert "spelling" in [branch["name"] for branch in told["branches"]]
+        model_info = server.ask("GET", "/api/model").json()
+        assert "spelling" in [branch["name"] for branch in model_info["branches"]]
         answer = server.ask("POST", "/api/predict", movie(title="Lost Kiss (1968)", poster=None))
         assert answer.status == 200
         genre = answer.json()["genres"][0]
@@ -194,7 +194,7 @@ def test_it_goes_from_training_to_the_page(
 
 
 @pytest.mark.usefixtures("registered")
-def test_what_does_not_fit_is_refused_by_name(
+def test_mismatched_network_is_refused_with_the_branch_name(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     wrong = SPELLING.replace("name: letter_head", "name: terms_mlp")
@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_refused_by_name(
         train_here(tmp_path, tiny_overrides(wrong, model="title"))
 
 
-def test_a_program_that_does_not_know_them_refuses_the_checkpoint(
+def test_checkpoint_with_an_unregistered_input_is_refused(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:

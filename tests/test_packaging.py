@@ -1,4 +1,4 @@
-"""The package as others meet it: light to import, its needs declared, bound to no machine."""
+"""The package as users install it: light to import, dependencies declared, tied to no machine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_import_loads_nothing_but_the_standard_library():
     assert foreign == ["genre_lightning"]
 
 
-def test_every_public_name_can_be_had():
+def test_every_public_name_is_available():
     for name in genre_lightning.__all__:
         assert getattr(genre_lightning, name) is not None
 
@@ -57,7 +57,7 @@ def test_installed_version_is_the_one_in_the_source():
 
 
 def declared(extra: str | None = None) -> set[str]:
-    """The distributions that the package asks for, and those that an extra adds."""
+    """The distributions that the package requires, and those that an extra adds."""
     environment = {"extra": extra or ""}
     return {
         canonicalize_name(requirement.name)
@@ -66,7 +66,7 @@ def declared(extra: str | None = None) -> set[str]:
     }
 
 
-# Where the import's name is not the distribution's.
+# Distributions whose name differs from that of the import.
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "griffe": "griffelib",
@@ -79,7 +79,7 @@ DISTRIBUTIONS = {
 
 
 def undeclared_imports(files: list[Path], extra: str | None = None) -> set[str]:
-    """The distributions behind all absolute imports, less ours and those that are declared."""
+    """The distributions of all absolute imports, without our own and the declared ones."""
     names = set()
     for path in files:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -95,7 +95,7 @@ def undeclared_imports(files: list[Path], extra: str | None = None) -> set[str]:
     return needed - declared(extra)
 
 
-# Files that import what an extra brings, and the extra.
+# Files that import packages of an extra, and the extra.
 WITH_EXTRA = {
     "genre_lightning/models/poster_encoder.py": "pretrained",
     "genre_lightning/predicting/export.py": "export",
@@ -107,12 +107,12 @@ WITH_EXTRA = {
 }
 
 
-def test_what_the_package_imports_is_declared():
+def test_imports_of_the_package_are_declared():
     others = {
         *REPOSITORY.glob("genre_lightning/**/*.py"),
         *REPOSITORY.glob("hydra_plugins/*.py"),
         *REPOSITORY.glob("*.py"),
-    } - {REPOSITORY / "setup.py"}  # which the build's own environment runs
+    } - {REPOSITORY / "setup.py"}  # runs in the build environment
     for pattern, extra in WITH_EXTRA.items():
         files = set(REPOSITORY.glob(pattern))
         assert files, f"there is no {pattern}"
@@ -121,7 +121,7 @@ def test_what_the_package_imports_is_declared():
     assert undeclared_imports(list(others)) == set()
 
 
-def test_what_the_other_folders_import_is_declared():
+def test_imports_of_the_other_folders_are_declared():
     files = [
         path
         for folder in ("tests", "benchmarks", "docs")
@@ -131,18 +131,18 @@ def test_what_the_other_folders_import_is_declared():
 
 
 def project_files() -> list[Path]:
-    """The files under version control, and those about to be."""
+    """Files that git tracks, or would add."""
     if shutil.which("git") is None or not (REPOSITORY / ".git").exists():
         pytest.skip("not a git checkout")
     listing = subprocess.run(
-        # A clone that belongs to another user is read all the same.
+        # Without this, git refuses to read a clone that belongs to another user.
         ["git", "-c", "safe.directory=*", "ls-files", "-z", "-c", "-o", "--exclude-standard"],
         capture_output=True,
         text=True,
         check=True,
         cwd=REPOSITORY,
     ).stdout
-    # A file that was removed and not yet committed is still listed.
+    # Git still lists a file whose removal is not yet committed.
     return [path for name in listing.split("\0") if name and (path := REPOSITORY / name).is_file()]
 
 
@@ -176,13 +176,13 @@ def test_no_file_names_a_folder_of_one_machine_or_a_registry():
         ("content/dataset/root/x", False),
     ],
 )
-def test_the_rule_on_machines_finds_what_it_should(line: str, bound: bool):
+def test_bound_to_a_machine_pattern(line: str, bound: bool):
     assert bool(BOUND_TO_A_MACHINE.search(line)) is bound
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An sdist, and the wheel that is built from it, by their suffixes."""
+    """An sdist and the wheel built from it, by file suffix."""
     source = tmp_path_factory.mktemp("source")
     for name in BUILT_FROM:
         path = REPOSITORY / name
@@ -197,7 +197,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.suffix: path for path in (source / "dist").iterdir()}
 
 
-#: What a package is built from; all else is left out of the copy.
+#: Files that the build needs; only they are copied.
 BUILT_FROM = (
     "LICENSE", "MANIFEST.in", "README.md", "conf", "evaluate.py", "genre_lightning",
     "hydra_plugins", "pyproject.toml", "setup.py", "train.py",
@@ -205,7 +205,7 @@ BUILT_FROM = (
 
 
 @pytest.mark.slow
-def test_what_is_built_could_be_published(built: dict[str, Path]):
+def test_built_packages_are_complete_and_publishable(built: dict[str, Path]):
     assert set(built) == {".gz", ".whl"}
     done = subprocess.run(
         [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.values())],
@@ -214,15 +214,15 @@ def test_what_is_built_could_be_published(built: dict[str, Path]):
     assert done.returncode == 0, done.stdout + done.stderr
     with zipfile.ZipFile(built[".whl"]) as wheel:
         names = set(wheel.namelist())
-        place = "genre_lightning/scripts"
+        folder = "genre_lightning/scripts"
         for path in [*REPOSITORY.glob("conf/**/*.yaml"), *map(REPOSITORY.joinpath, SCRIPTS)]:
             name = path.relative_to(REPOSITORY).as_posix()
-            assert wheel.read(f"{place}/{name}") == path.read_bytes()
+            assert wheel.read(f"{folder}/{name}") == path.read_bytes()
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {
         "genre_lightning", "hydra_plugins",
     }  # fmt: skip
-    # All that the package has in a clone, but for what Python makes of it.
+    # All files of the packages in a clone, except compiled ones.
     for folder in ("genre_lightning", "hydra_plugins"):
         for path in REPOSITORY.glob(f"{folder}/**/*"):
             if path.is_file() and "__pycache__" not in path.parts:
@@ -234,22 +234,22 @@ SCRIPTS = ("train.py", "evaluate.py")
 
 @pytest.fixture(scope="module")
 def installed(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The commands of an environment of its own in which the wheel is installed.
+    """The commands of a virtual environment in which the wheel is installed.
 
-    What the package needs it takes from the environment of the tests, where this package is
-    not: an editable installation is found by a file that only its own environment reads.
+    Dependencies come from the environment of the tests. An editable installation of this package
+    there is not found, since it relies on a .pth file that only its own environment reads.
     """
-    place = tmp_path_factory.mktemp("environment")
-    # pip runs out of its wheel, where Python has one: unpacking it takes three seconds.
+    environment = tmp_path_factory.mktemp("environment")
+    # pip runs from the wheel bundled with Python, if any: installing pip takes three seconds.
     pip = next(Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl"), None)
-    without = [] if pip is None else ["--without-pip"]
-    subprocess.run([sys.executable, "-m", "venv", *without, str(place)], check=True)
-    commands = place / "bin"
-    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    (own,) = subprocess.run(
-        [str(commands / "python"), "-c", ask], check=True, capture_output=True, text=True
+    options = [] if pip is None else ["--without-pip"]
+    subprocess.run([sys.executable, "-m", "venv", *options, str(environment)], check=True)
+    commands = environment / "bin"
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    (site_packages,) = subprocess.run(
+        [str(commands / "python"), "-c", code], check=True, capture_output=True, text=True
     ).stdout.splitlines()
-    Path(own, "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    Path(site_packages, "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     subprocess.run(
         [
             *(str(commands / "python"), "-m", "pip", "install", "--quiet"),
@@ -271,15 +271,15 @@ def run_installed(command: Path, *arguments: str, cwd: Path) -> str:
 
 
 @pytest.mark.slow
-def test_who_installs_the_wheel_trains_in_an_empty_folder(
+def test_installed_wheel_trains_and_evaluates_in_an_empty_folder(
     installed: Path, tiny_overrides: Callable[..., list[str]], tmp_path: Path
 ):
     assert "model/branch: " in run_installed(installed / "genre-train", "--help", cwd=tmp_path)
     assert "split" in run_installed(installed / "genre-evaluate", "--help", cwd=tmp_path)
-    own = tmp_path / "own" / "model" / "branch"
-    own.mkdir(parents=True)
+    branches = tmp_path / "own" / "model" / "branch"
+    branches.mkdir(parents=True)
     branch = (REPOSITORY / "conf/model/branch/title_tfidf.yaml").read_text("utf-8")
-    (own / "mine.yaml").write_text(branch.replace("title_tfidf", "mine"), "utf-8")
+    (branches / "mine.yaml").write_text(branch.replace("title_tfidf", "mine"), "utf-8")
     empty = tmp_path / "empty"
     empty.mkdir()
     overrides = [text.replace("title_tfidf", "mine") for text in tiny_overrides(model="title")]

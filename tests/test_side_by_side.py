@@ -1,4 +1,4 @@
-"""Commands that meet: in one run folder, in one sweep, at one cache; and a cache that goes away."""
+"""Commands that share a run folder, a sweep or a cache, and a cache that disappears."""
 
 from __future__ import annotations
 
@@ -41,45 +41,45 @@ def test_two_commands_in_one_run_folder(
         process.join()
     codes = {seed: process.exitcode for seed, process in processes.items()}
     assert sorted(codes.values(), key=str) == [0, 1], [printed(p) for p in folders.values()]
-    (won,) = (seed for seed, code in codes.items() if code == 0)
-    (lost,) = (seed for seed, code in codes.items() if code == 1)
-    text = printed(folders[lost])
+    (winner,) = (seed for seed, code in codes.items() if code == 0)
+    (loser,) = (seed for seed, code in codes.items() if code == 1)
+    text = printed(folders[loser])
     (sentence,) = (line for line in text.splitlines() if line.startswith("error: "))
     assert str(run) in sentence and "Traceback" not in text
     assert any(
         words in sentence
         for words in ("another process is running", "holds a run already", "has just trained in")
     )
-    # All that is there is of the one.
+    # All files in the folder are the winner's.
     result = recorded(run)
-    assert (result["status"], result["seed"], result["attempts"]) == ("completed", won, 1)
+    assert (result["status"], result["seed"], result["attempts"]) == ("completed", winner, 1)
     config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
-    assert config["seed"] == won
-    assert f"seed={won}" in yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
+    assert config["seed"] == winner
+    assert f"seed={winner}" in yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
 
 
 def test_two_commands_for_one_sweep(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    line = ["-m", *tiny_overrides(model="title"), "seed=1,2,3", f"hydra.sweep.dir={tmp_path}/sweep"]
+    args = ["-m", *tiny_overrides(model="title"), "seed=1,2,3", f"hydra.sweep.dir={tmp_path}/sweep"]
     folders = [tmp_path / name for name in ("a", "b")]
-    processes = [command_apart(repository, "train", folder, line) for folder in folders]
+    processes = [command_apart(repository, "train", folder, args) for folder in folders]
     for process in processes:
         process.join()
     texts = [printed(folder) for folder in folders]
     codes = [process.exitcode for process in processes]
     assert sorted(codes, key=str) == [0, 1], texts
-    lost = texts[codes.index(1)]
-    assert f"error: another command is running the sweep {tmp_path}/sweep" in lost
+    error = texts[codes.index(1)]
+    assert f"error: another command is running the sweep {tmp_path}/sweep" in error
     results = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/result.json")]
     assert [(result["status"], result["attempts"]) for result in results] == [("completed", 1)] * 3
 
 
-# A cache.
+# The cache.
 
 
-def build_and_wait(builders_file: Path, builders: int) -> None:
-    """Have the first so many processes that build the poster cache never end it."""
+def build_and_hang(builders_file: Path, num_hanging: int) -> None:
+    """Makes the first ``num_hanging`` processes that build the poster cache hang at the end."""
     from genre_lightning.inputs import poster_cache
 
     build = poster_cache._decode_all
@@ -88,13 +88,13 @@ def build_and_wait(builders_file: Path, builders: int) -> None:
         build(*arguments)
         with builders_file.open("a") as file:
             file.write(f"{os.getpid()}\n")
-        if len(builders_file.read_text().splitlines()) <= builders:
+        if len(builders_file.read_text().splitlines()) <= num_hanging:
             time.sleep(600)
 
     poster_cache._decode_all = decode_all  # type: ignore[assignment]
 
 
-def test_of_three_that_need_a_cache_two_are_killed_while_they_build_it(
+def test_cache_is_built_although_two_of_three_builders_are_killed(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     cache, builders_file = tmp_path / "cache", tmp_path / "builders_file"
@@ -102,7 +102,7 @@ def test_of_three_that_need_a_cache_two_are_killed_while_they_build_it(
     overrides = tiny_overrides("trainer.max_epochs=1", f"data.cache_dir={cache}")
     runs = [tmp_path / name for name in ("a", "b", "c")]
     processes = [
-        train_apart(repository, run, overrides, build_and_wait, builders_file, 2) for run in runs
+        train_apart(repository, run, overrides, build_and_hang, builders_file, 2) for run in runs
     ]
 
     def printed_by_all() -> str:
@@ -112,7 +112,7 @@ def test_of_three_that_need_a_cache_two_are_killed_while_they_build_it(
         return builders_file.read_text().splitlines()
 
     for count in (1, 2):
-        wait_until(partial(_are, builders, count), 120, printed_by_all)
+        wait_until(partial(_has_length, builders, count), 120, printed_by_all)
         os.kill(int(builders()[-1]), signal.SIGKILL)
     for process in processes:
         process.join()
@@ -120,27 +120,27 @@ def test_of_three_that_need_a_cache_two_are_killed_while_they_build_it(
     assert sorted(codes, key=str) == [-9, -9, 0], printed_by_all()
     assert len(builders()) == 3
     assert not list(cache.glob(".*tmp*"))
-    whole = {path.name for path in cache.iterdir() if path.is_dir()}
-    assert len([name for name in whole if name.startswith("posters-")]) == 1
-    # The others go on with what the third has built.
+    complete = {path.name for path in cache.iterdir() if path.is_dir()}
+    assert len([name for name in complete if name.startswith("posters-")]) == 1
+    # Started again, the killed runs use the cache that the third process has built.
     for run, code in zip(runs, codes, strict=True):
         if code != 0:
-            process = train_apart(repository, run, overrides, build_and_wait, builders_file, 0)
+            process = train_apart(repository, run, overrides, build_and_hang, builders_file, 0)
             process.join()
             assert process.exitcode == 0, printed_by_all()
             assert_same_run(run, runs[codes.index(0)])
     assert len(builders()) == 3
 
 
-def _are(builders: Callable[[], list[str]], count: int) -> bool:
-    return len(builders()) == count
+def _has_length(read: Callable[[], list[str]], length: int) -> bool:
+    return len(read()) == length
 
 
 def at_third_step(action: Callable[..., None], *arguments: Any) -> None:
     at_step(3, lambda: action(*arguments))
 
 
-def test_a_cache_that_is_deleted_during_a_run(
+def test_cache_deleted_during_a_run(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
@@ -155,57 +155,57 @@ def test_a_cache_that_is_deleted_during_a_run(
         assert_same_run(runs[0], run)
 
 
-def test_a_cache_that_becomes_read_only_during_a_run(
+def test_cache_that_becomes_read_only_during_a_run(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    whole = tmp_path / "whole"
+    reference = tmp_path / "reference"
     base = tiny_overrides("trainer.max_epochs=3")
     with small_disk(tmp_path / "disk", 2**28) as disk:
         base.append(f"data.cache_dir={disk.folder}/cache")
         run = tmp_path / "run"
-        for folder, more in ((whole, ()), (run, (at_third_step, Disk.change, disk, "ro"))):
+        for folder, more in ((reference, ()), (run, (at_third_step, Disk.change, disk, "ro"))):
             process = train_apart(repository, folder, base, *more)
             process.join()
             assert process.exitcode == 0, (tmp_path / f"{folder.name}.log").read_text()
-        assert_same_run(whole, run)
+        assert_same_run(reference, run)
         with pytest.raises(OSError, match="Read-only"):
             (disk.folder / "file").touch()
 
-        # What is there serves, what is not is asked for in a sentence.
-        def code_of(*more: str) -> tuple[int | None, str]:
-            line = [*base, *more, f"hydra.run.dir={tmp_path}/other"]
-            process = command_apart(repository, "train", tmp_path / "here", line)
+        # Existing cache folders are used; a missing one gives a one-sentence error.
+        def train(*more: str) -> tuple[int | None, str]:
+            args = [*base, *more, f"hydra.run.dir={tmp_path}/other"]
+            process = command_apart(repository, "train", tmp_path / "here", args)
             process.join()
             return process.exitcode, printed(tmp_path / "here")
 
         larger = "model.branches.poster_resnet.input.size=40"
-        code, text = code_of(larger)
+        code, text = train(larger)
         assert code == 1 and "Traceback" not in text, text
         sentence = f"error: cannot write the cache folder {disk.folder}/cache: Read-only file sys"
         assert sentence in text and "cache_dir" in text
         disk.change("rw")
-        code, text = code_of(larger)
+        code, text = train(larger)
         assert code == 0, text
         disk.change("ro")
         shutil.rmtree(run)
         process = train_apart(repository, run, base)
         process.join()
         assert process.exitcode == 0
-        assert_same_run(whole, run)
+        assert_same_run(reference, run)
 
 
-def test_a_cache_that_is_deleted_while_it_is_built(
+def test_cache_deleted_while_it_is_built(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    line = tiny_overrides("trainer.max_epochs=1", f"data.cache_dir={cache}")
-    line.append(f"hydra.run.dir={tmp_path}/run")
-    process = command_apart(repository, "train", tmp_path / "here", line, delete_when_built, cache)
+    args = tiny_overrides("trainer.max_epochs=1", f"data.cache_dir={cache}")
+    args.append(f"hydra.run.dir={tmp_path}/run")
+    process = command_apart(repository, "train", tmp_path / "here", args, delete_when_built, cache)
     process.join()
     text = printed(tmp_path / "here")
     assert process.exitcode == 1 and "Traceback" not in text, text
     assert f"error: cannot write the cache folder {cache}: No such file or directory" in text
-    process = command_apart(repository, "train", tmp_path / "here", line)
+    process = command_apart(repository, "train", tmp_path / "here", args)
     process.join()
     assert process.exitcode == 0, printed(tmp_path / "here")
     assert recorded(tmp_path / "run")["status"] == "completed"
@@ -214,7 +214,7 @@ def test_a_cache_that_is_deleted_while_it_is_built(
 
 
 def delete_when_built(cache: Path) -> None:
-    """Take the cache away just before the posters get their name in it."""
+    """Deletes the cache just before the built posters are renamed into place."""
     from genre_lightning.inputs import poster_cache
 
     build = poster_cache._decode_all

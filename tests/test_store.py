@@ -44,7 +44,7 @@ def test_builds_once_and_then_reuses(tmp_path):
     assert names(first.parent) == {first.name}
 
 
-def test_other_keys_and_names_are_other_folders(tmp_path):
+def test_each_name_and_key_has_its_own_folder(tmp_path):
     folders = {
         stored_folder(tmp_path, name, key, write(name + key))
         for name in ("a", "b")
@@ -54,7 +54,7 @@ def test_other_keys_and_names_are_other_folders(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), FileNotFoundError("x")])
-def test_a_failed_build_leaves_nothing_and_its_own_error(tmp_path, error):
+def test_failed_build_leaves_nothing_and_raises_its_own_error(tmp_path, error):
     def build(folder: Path) -> None:
         (folder / "half").write_text("half")
         raise error
@@ -66,7 +66,7 @@ def test_a_failed_build_leaves_nothing_and_its_own_error(tmp_path, error):
     assert (stored_folder(tmp_path, "thing", KEY, write("whole")) / "file").exists()
 
 
-def test_a_full_disk_is_a_clear_error(tmp_path):
+def test_full_disk_is_a_clear_error(tmp_path):
     def build(folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -76,7 +76,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
     assert names(tmp_path) == set()
 
 
-def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path):
+def test_unwritable_cache_folder_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match=r"cannot write the cache folder .*file") as caught:
         stored_folder(tmp_path / "file" / "cache", "thing", KEY, write("one"))
@@ -84,7 +84,7 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
-def test_a_read_only_cache_serves_what_it_has_and_refuses_the_rest(tmp_path):
+def test_read_only_cache_is_read_but_not_written(tmp_path):
     stored_folder(tmp_path, "thing", KEY, write("one"))
     tmp_path.chmod(0o555)
     try:
@@ -95,7 +95,7 @@ def test_a_read_only_cache_serves_what_it_has_and_refuses_the_rest(tmp_path):
         tmp_path.chmod(0o755)
 
 
-def test_a_damaged_folder_is_built_anew_with_a_warning(tmp_path, caplog):
+def test_damaged_folder_is_rebuilt_with_a_warning(tmp_path, caplog):
     def check(folder: Path) -> str | None:
         return None if (folder / "file").read_text() == "good" else "the file is bad"
 
@@ -108,7 +108,7 @@ def test_a_damaged_folder_is_built_anew_with_a_warning(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("damage", ["flipped", "shorter", "gone", "sums"])
-def test_a_changed_file_has_the_folder_built_anew(tmp_path, caplog, damage):
+def test_changed_file_causes_a_rebuild(tmp_path, caplog, damage):
     folder = stored_folder(tmp_path, "thing", KEY, write("good"))
     file = folder / "file"
     if damage == "flipped":
@@ -127,7 +127,7 @@ def test_a_changed_file_has_the_folder_built_anew(tmp_path, caplog, damage):
     assert f"rebuilding {folder}: {named} " in caplog.text
 
 
-def test_a_folder_of_an_earlier_version_gets_its_checksums(tmp_path):
+def test_folder_of_an_earlier_version_gets_its_checksums(tmp_path):
     folder = stored_folder(tmp_path, "thing", KEY, write("good"))
     (folder / "checksums.json").unlink()
     assert stored_folder(tmp_path, "thing", KEY, write("other")) == folder
@@ -136,7 +136,7 @@ def test_a_folder_of_an_earlier_version_gets_its_checksums(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_an_array_on_a_full_disk_is_the_systems_error(tmp_path):
+def test_saving_an_array_to_a_full_disk_raises_oserror(tmp_path):
     array = np.arange(100_000)
     save_array(tmp_path / "a.npy", array)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), array)
@@ -173,7 +173,7 @@ def test_threads_build_once(tmp_path):
 
 
 def start_builder(cache: Path, key: str, ready: Path, seconds: float) -> subprocess.Popen[bytes]:
-    """A process that writes half of its folder, says so, and takes its time for the rest."""
+    """Starts a process that touches ``ready`` halfway through its build, and sleeps."""
     program = f"""
 import time
 from pathlib import Path
@@ -196,7 +196,7 @@ stored_folder({str(cache)!r}, "thing", {key!r}, build)
 
 
 @pytest.mark.parametrize("same_key", [True, False], ids=["same key", "another key"])
-def test_what_a_killed_builder_left_is_removed(tmp_path, same_key):
+def test_leftovers_of_a_killed_builder_are_removed(tmp_path, same_key):
     process = start_builder(tmp_path / "cache", KEY, tmp_path / "ready", 600)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -221,7 +221,7 @@ def test_a_second_process_waits_for_the_first_and_reuses(tmp_path, caplog):
     assert "waiting" in caplog.text
 
 
-def test_a_builder_at_work_keeps_its_temporary_folder(tmp_path):
+def test_running_builder_keeps_its_temporary_folder(tmp_path):
     process = start_builder(tmp_path / "cache", KEY, tmp_path / "ready", 0.5)
     stored_folder(tmp_path / "cache", "thing", KEY[::-1], write("one"))
     assert process.wait() == 0
@@ -254,7 +254,7 @@ PARTS = {
 }
 
 
-def test_keys_differ():
+def test_different_content_has_different_keys():
     keys = {content_key(*parts) for parts in PARTS.values()}
     assert len(keys) == len(PARTS)
 
@@ -286,6 +286,6 @@ def test_a_key_is_the_same_in_another_process():
 @pytest.mark.parametrize(
     "part", [object(), {1, 2}, np.array([object()])], ids=["object", "set", "array of objects"]
 )
-def test_what_has_no_stable_content_is_refused(part):
+def test_object_without_stable_content_is_refused(part):
     with pytest.raises(TypeError, match="plain data"):
         content_key(part)

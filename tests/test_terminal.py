@@ -1,4 +1,4 @@
-"""What a run prints: lines of ours and no others, and commands that work when they are pasted."""
+"""The output of a run: only lines of this package, and commands that work when pasted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 Overrides = Callable[..., list[str]]
 
-#: Every line that may be there, as regular expressions.
+#: Regular expressions of all lines that may be printed.
 OURS = (
     r"\s*(Dataset: demo|val: \d+ movies|test: \d+ movies)\s*",
     r"[┏┡├└│┃].*",
@@ -24,11 +24,11 @@ OURS = (
     r"  \S.*",
     r"written to .*",
 )
-#: A folder whose name means something to a shell and to Hydra.
+#: A folder name with characters that are special to a shell and to Hydra.
 FOLDER = "my runs/it's a=1,b"
-#: What a training from scratch has no use for, and what takes seconds to import.
+#: Packages that training from scratch does not need and that take seconds to import.
 UNUSED = ("transformers", "sentence_transformers", "timm", "torchvision", "sympy", "wandb")
-#: Python runs it as it starts: it tells which of them were imported, at the end.
+#: sitecustomize.py, run when Python starts: at exit it lists the imported packages of UNUSED.
 SITE = f"""
 import atexit, pathlib, sys
 
@@ -40,7 +40,7 @@ def tell():
 
 
 def run(command: str | list[str], cwd: Path) -> str:
-    """Both outputs of a command, of which the first is what a shell was given."""
+    """Output of a command, standard error included; a string goes to a shell."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     env = {**os.environ, "PATH": path, "COLUMNS": "120"}
     env.pop("HYDRA_FULL_ERROR", None)
@@ -54,11 +54,11 @@ def run(command: str | list[str], cwd: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_prints_our_lines_and_commands_that_work(
+def test_run_prints_only_our_lines_and_commands_that_work(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    shown = ("callbacks.progress_bar=null", "++trainer.enable_progress_bar=false")
-    overrides = [one for one in tiny_overrides() if one not in shown]
+    no_bar = ("callbacks.progress_bar=null", "++trainer.enable_progress_bar=false")
+    overrides = [each for each in tiny_overrides() if each not in no_bar]
     frozen = "model.branches.title_tfidf.lr_scale=0"
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
@@ -69,14 +69,14 @@ def test_a_run_prints_our_lines_and_commands_that_work(
     )  # fmt: skip
     assert (tmp_path / "site" / "imported").read_text() == ""
     lines = output.splitlines()
-    assert [one for one in lines if not any(re.fullmatch(ours, one) for ours in OURS)] == []
-    # The best so far is never worse than that of an epoch.
+    assert [line for line in lines if not any(re.fullmatch(ours, line) for ours in OURS)] == []
+    # The best score so far is never below the score of the epoch.
     scores = re.findall(r"val/map_macro: (\S+) best: (\S+)", output)
     assert len(scores) == 2 and all(best >= value for value, best in scores)
     assert (tmp_path / FOLDER / "checkpoints" / "best.ckpt").is_file()
     assert not (tmp_path / FOLDER / "train.log").exists()
     evaluate, predict, compare = lines[lines.index("Next:") + 1 :]
     evaluated = run(evaluate, tmp_path).splitlines()
-    assert [one for one in evaluated if not any(re.fullmatch(ours, one) for ours in OURS)] == []
+    assert [line for line in evaluated if not any(re.fullmatch(ours, line) for ours in OURS)] == []
     assert run(predict, tmp_path).startswith("Heat (1995)\n")
     assert "val/map_macro" in run(compare, tmp_path)

@@ -1,4 +1,4 @@
-"""train.py end to end: what it leaves behind, how it ends, how it goes on."""
+"""train.py end to end: what a run writes, how it ends and how it is resumed."""
 
 from __future__ import annotations
 
@@ -49,22 +49,22 @@ METRICS = {
 }
 
 
-def recorded(folder: Path) -> dict[str, Any]:
+def read_result(folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
     return result
 
 
-def started(repository: Path, overrides: list[str], cwd: Path) -> Command:
-    """The command, as a user starts it from any folder."""
+def start_train(repository: Path, overrides: list[str], cwd: Path) -> Command:
+    """Starts train.py in a folder, as a user does."""
     env = {**os.environ}
     env.pop("HYDRA_FULL_ERROR", None)
     return Command([repository / "train.py", *overrides], cwd, env)
 
 
-def test_what_a_run_leaves(trained_run: Path) -> None:
+def test_run_writes_checkpoints_metrics_and_result(trained_run: Path) -> None:
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv", "result.json"):
         assert (trained_run / name).is_file()
-    result = recorded(trained_run)
+    result = read_result(trained_run)
     assert result["status"] == "completed" and result["monitor"] == "val/map_macro"
     assert result["epochs"] == 2 and result["seed"] == 0
     assert result["train_samples_per_second"] > 0 and result["seconds"] > 0
@@ -74,7 +74,7 @@ def test_what_a_run_leaves(trained_run: Path) -> None:
         assert set(result[split]) >= METRICS
         assert all(isinstance(value, (int, float)) for value in result[split].values())
     assert result["test"]["num_movies"] == 24
-    # What is best by the monitor is what was scored.
+    # The scores are those of the epoch with the best monitored value.
     with (trained_run / "metrics.csv").open(newline="") as file:
         best = max(float(row["val/map_macro"]) for row in csv.DictReader(file))
     assert result["monitor_value"] == pytest.approx(best)
@@ -82,11 +82,11 @@ def test_what_a_run_leaves(trained_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_an_interruption_to_go_on_after(
+def test_ctrl_c_prints_a_command_that_resumes(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     overrides = tiny_overrides("callbacks.early_stopping=null", model="title")
-    process = started(repository, [*overrides, "trainer.max_epochs=100000"], tmp_path)
+    process = start_train(repository, [*overrides, "trainer.max_epochs=100000"], tmp_path)
     try:
         deadline = time.monotonic() + 240
         while not (found := list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt"))):
@@ -99,26 +99,26 @@ def test_ctrl_c_is_an_interruption_to_go_on_after(
         process.kill()
     assert process.returncode == 128 + signal.SIGINT
     folder = found[0].parent.parent
-    result = recorded(folder)
+    result = read_result(folder)
     assert result["status"] == "interrupted" and result["test"] == {}
     epochs = torch.load(found[0], weights_only=True)["epoch"] + 1
-    # In its own folder, though the time is another, and with its own settings.
+    # The command resumes in the same folder, despite the later time, and with the same settings.
     first_line, command = output.splitlines()[-2:]
     assert first_line == "Interrupted. To resume it:" and shlex.split(command)[-1].endswith(
         folder.name
     )
-    process = started(
+    process = start_train(
         repository, [*shlex.split(command)[2:], f"trainer.max_epochs={epochs}"], tmp_path
     )
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    result = recorded(folder)
+    result = read_result(folder)
     assert result["status"] == "completed" and result["epochs"] == epochs
     assert result["attempts"] == 2 and set(result["test"]) >= METRICS
     assert list(tmp_path.glob("runs/*/*")) == [folder]
 
 
-def test_a_folder_with_a_run_is_left_as_it_is(
+def test_folder_of_another_run_is_refused_and_unchanged(
     repository: Path, trained_run: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -126,7 +126,7 @@ def test_a_folder_with_a_run_is_left_as_it_is(
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "config.yaml").write_text("of the run that is there")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    process = started(
+    process = start_train(
         repository, [f"hydra.run.dir={folder}", *tiny_overrides("optimizer.lr=0.123")], tmp_path
     )
     _, errors = process.communicate(timeout=300)
@@ -135,7 +135,7 @@ def test_a_folder_with_a_run_is_left_as_it_is(
 
 
 @pytest.mark.slow
-def test_a_hostile_checkpoint_is_not_resumed(
+def test_hostile_checkpoint_is_not_resumed(
     repository: Path, trained_run: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     class Payload:
@@ -146,24 +146,24 @@ def test_a_hostile_checkpoint_is_not_resumed(
     checkpoint["callbacks"]["x"] = Payload()
     torch.save(checkpoint, tmp_path / "hostile.ckpt")
     overrides = ["hydra.run.dir=run", "ckpt_path=hostile.ckpt", *tiny_overrides()]
-    process = started(repository, overrides, tmp_path)
+    process = start_train(repository, overrides, tmp_path)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "error: hostile.ckpt: refused: it names code" in errors
     assert "Traceback" not in errors and "weights_only=False" not in errors
     assert not (tmp_path / "marker").exists()
-    result = recorded(tmp_path / "run")
+    result = read_result(tmp_path / "run")
     assert result["status"] == "failed" and "hostile.ckpt" in result["error"]
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-# In this process, since importing takes longer than training.
+# The tests below train in this process, since importing takes longer than training.
 
 
 def test_the_same_seed_gives_the_same_result(
     train_here: Train, tiny_overrides: Overrides, trained_run: Path, tmp_path: Path
 ) -> None:
-    first = recorded(trained_run)
+    first = read_result(trained_run)
     same = train_here(tmp_path / "same", tiny_overrides())
     other = train_here(tmp_path / "other", tiny_overrides("seed=1"))
     for key in ("val", "test", "monitor_value", "num_parameters"):
@@ -177,7 +177,7 @@ def test_the_same_seed_gives_the_same_result(
     assert not all(torch.equal(one[name], three[name]) for name in one)
 
 
-def test_one_branch_leaves_the_other_alone(
+def test_single_branch_model_reads_only_its_column(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     cache = f"data.cache_dir={tmp_path}/cache"
@@ -198,23 +198,23 @@ def test_other_losses(loss: str, train_here: Train, tiny_overrides: Overrides, t
     assert result["status"] == "completed" and result["val"]["loss"] > 0
 
 
-def test_a_training_that_diverges_says_so(
+def test_divergence_is_reported(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     with pytest.raises(DivergedError, match=r"not finite at epoch 0.*optimizer\.lr"):
         train_here(tmp_path, tiny_overrides("optimizer.lr=1e30"))
-    assert recorded(tmp_path)["status"] == "failed"
+    assert read_result(tmp_path)["status"] == "failed"
     assert not list(tmp_path.rglob("best*.ckpt"))
 
 
-def test_a_batch_that_memory_has_no_room_for(
+def test_out_of_memory_suggests_a_smaller_batch(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A pebibyte, which PyTorch's allocator refuses on any machine.
-    monkeypatch.setattr(BCELoss, "forward", lambda *given: torch.empty(1 << 50))
+    monkeypatch.setattr(BCELoss, "forward", lambda *args: torch.empty(1 << 50))
     with pytest.raises(UserError, match=r"full, training on cpu: lower data\.batch_size \(it"):
         train_here(tmp_path, tiny_overrides())
-    assert recorded(tmp_path)["status"] == "failed"
+    assert read_result(tmp_path)["status"] == "failed"
 
 
 @pytest.mark.parametrize(
@@ -242,18 +242,18 @@ def test_a_batch_that_memory_has_no_room_for(
     ],
     ids=lambda value: value if "=" in value else "",
 )
-def test_a_bad_option_fails(
+def test_bad_option_fails(
     override: str, message: str, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
         plus = "++" if override.split("=")[0].endswith("hiden") else ""
         train_here(tmp_path, tiny_overrides("++data.num_movies=30", plus + override, model="title"))
-    result = recorded(tmp_path)
+    result = read_result(tmp_path)
     assert result["status"] == "failed" and re.search(message, result["error"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_trainer_that_cannot_be_is_told_before_the_data_are_read(
+def test_impossible_trainer_is_refused_before_reading_data(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     overrides = tiny_overrides("data.columns=none.csv", "trainer.accelerator=gpu", model="title")
@@ -261,7 +261,7 @@ def test_a_trainer_that_cannot_be_is_told_before_the_data_are_read(
         train_here(tmp_path, overrides)
 
 
-def test_a_network_of_other_numbers_is_refused_before_any_are_computed(
+def test_mismatched_network_is_refused_before_caches_are_built(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
@@ -271,7 +271,7 @@ def test_a_network_of_other_numbers_is_refused_before_any_are_computed(
     assert not list(cache.glob("posters-*"))
 
 
-def test_a_schedule_without_total_steps_is_told_what_it_takes(
+def test_schedule_without_total_steps_is_refused(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     step = ("scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.step_size=2")
@@ -280,17 +280,17 @@ def test_a_schedule_without_total_steps_is_told_what_it_takes(
         train_here(tmp_path, overrides)
 
 
-# Going on.
+# Resuming.
 
 
 def resume(path: Path, *more: str) -> list[str]:
     return [f"ckpt_path={path}", "trainer.max_epochs=3", *more]
 
 
-def test_a_run_goes_on_elsewhere(
+def test_run_resumes_in_another_folder(
     train_here: Train, tiny_overrides: Overrides, trained_run: Path, tmp_path: Path
 ) -> None:
-    # The best so far lies in the old folder: here the best is one of the epochs run here.
+    # The best checkpoint so far is in the old folder, so this run saves the best of its own epochs.
     checkpoint = torch.load(trained_run / "checkpoints" / "last.ckpt", weights_only=True)
     (name,) = (key for key in checkpoint["callbacks"] if key.startswith("ModelCheckpoint"))
     checkpoint["callbacks"][name]["best_model_score"] = torch.tensor(2.0)
@@ -302,15 +302,15 @@ def test_a_run_goes_on_elsewhere(
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize("named", ["{victim}", "{folder}/checkpoints/..", "{folder}/result.json"])
-def test_going_on_deletes_nothing(
-    named: str, train_here: Train, tiny_overrides: Overrides, trained_run: Path, tmp_path: Path
+@pytest.mark.parametrize("path", ["{victim}", "{folder}/checkpoints/..", "{folder}/result.json"])
+def test_resuming_deletes_no_file_named_by_the_checkpoint(
+    path: str, train_here: Train, tiny_overrides: Overrides, trained_run: Path, tmp_path: Path
 ) -> None:
-    # Lightning deletes what was best before, and the checkpoint says which file that is.
+    # Lightning deletes the previous best checkpoint, and takes its path from the resumed one.
     folder, victim = tmp_path / "run", tmp_path / "victim.ckpt"
     shutil.copytree(trained_run, folder)
     victim.write_text("precious")
-    name = named.format(victim=victim, folder=folder)
+    name = path.format(victim=victim, folder=folder)
     last = folder / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
     (key,) = (key for key in checkpoint["callbacks"] if key.startswith("ModelCheckpoint"))
@@ -351,19 +351,19 @@ def test_going_on_deletes_nothing(
     ],
     ids=lambda value: value.partition("=")[0] if "=" in value else "",
 )
-def test_another_model_does_not_go_on(
+def test_checkpoint_of_another_model_is_not_resumed(
     override: str, message: str, train_here: Train, tiny_overrides: Overrides,
     trained_run: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     path = trained_run / "checkpoints" / "last.ckpt"
-    kind = "title" if override == "model=title" else "fusion"
-    more = [] if kind == "title" else [override]
+    model = "title" if override == "model=title" else "fusion"
+    more = [] if model == "title" else [override]
     with pytest.raises(CheckpointError, match=message) as caught:
-        train_here(tmp_path, tiny_overrides(*resume(path), *more, model=kind))
+        train_here(tmp_path, tiny_overrides(*resume(path), *more, model=model))
     assert str(path) in str(caught.value)
 
 
-def test_a_run_does_not_go_on_with_other_movies(
+def test_run_is_not_resumed_on_other_movies(
     train_here: Train, tiny_overrides: Overrides, trained_run: Path, tmp_path: Path
 ) -> None:
     checkpoint = torch.load(trained_run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -375,7 +375,7 @@ def test_a_run_does_not_go_on_with_other_movies(
 
 
 @pytest.mark.parametrize("changed", ["vectors", "plot", "poster", "test movie"])
-def test_a_run_does_not_go_on_with_other_content(
+def test_run_is_not_resumed_on_changed_content(
     changed: str, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     rows = [
@@ -386,11 +386,11 @@ def test_a_run_does_not_go_on_with_other_content(
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
     table, vectors = tmp_path / "movies.csv", tmp_path / "mine.csv"
 
-    def write(plot: str = "plot", number: int = 1, of_test: str = "plot") -> None:
+    def write(plot: str = "plot", number: int = 1, test_plot: str = "plot") -> None:
         lines = list(rows)
-        lines[3], lines[59] = rows[3].replace("plot", plot), rows[59].replace("plot", of_test)
+        lines[3], lines[59] = rows[3].replace("plot", plot), rows[59].replace("plot", test_plot)
         table.write_text("\n".join(["id,title,poster,genres,synopsis,split", *lines]))
-        values = [f"{at},{number if at == 3 else 0},{at % 3}" for at in range(60)]
+        values = [f"{row},{number if row == 3 else 0},{row % 3}" for row in range(60)]
         vectors.write_text("\n".join(["id,a,b", *values]))
 
     overrides = [
@@ -404,21 +404,21 @@ def test_a_run_does_not_go_on_with_other_content(
     run = tmp_path / "run"
     train_here(run, [*overrides, "trainer.max_epochs=1"])
     more = [*overrides, "trainer.max_epochs=2", f"ckpt_path={run}/checkpoints/last.ckpt"]
-    if changed == "test movie":  # it has no say in the training
-        write(of_test="story")
+    if changed == "test movie":  # does not affect training
+        write(test_plot="story")
         assert train_here(run, more)["epochs"] == 2
         return
     if changed == "poster":
         Image.new("RGB", (90, 80)).save(tmp_path / "3.png")
-    # The same words: the vocabulary stays.
+    # The changed plot has the same words, so the vocabulary stays the same.
     write("plot plot" if changed == "plot" else "plot", 2 if changed == "vectors" else 1)
-    read = {"vectors": f"{vectors}, which the branch vectors", "plot": "the column synopsis"}
-    with pytest.raises(CheckpointError, match=read.get(changed, "the column poster")) as caught:
+    sources = {"vectors": f"{vectors}, which the branch vectors", "plot": "the column synopsis"}
+    with pytest.raises(CheckpointError, match=sources.get(changed, "the column poster")) as caught:
         train_here(run, more)
     assert "has changed since for movies of train or validation" in str(caught.value)
 
 
-def test_fewer_epochs_than_it_has_are_refused(
+def test_resuming_with_fewer_epochs_is_refused(
     train_here: Train, tiny_overrides: Overrides, trained_run: Path, tmp_path: Path
 ) -> None:
     path = trained_run / "checkpoints" / "last.ckpt"
@@ -450,7 +450,7 @@ def no_state(checkpoint: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("change", [bad_optimizer, bad_loops, bad_schedule, bad_version, no_state])
-def test_a_state_that_fits_nothing_is_refused(
+def test_malformed_training_state_is_refused(
     change: Callable[[dict[str, Any]], None], train_here: Train, tiny_overrides: Overrides,
     trained_run: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -461,7 +461,7 @@ def test_a_state_that_fits_nothing_is_refused(
         train_here(tmp_path / "run", tiny_overrides(*resume(tmp_path / "odd.ckpt")))
 
 
-# The bench: only title and poster together tell all.
+# Half of the demo's genres show only in the title, the other half only in the poster.
 
 
 @pytest.mark.slow
@@ -475,7 +475,7 @@ def test_the_sum_beats_either_branch(train_here: Train, tmp_path: Path) -> None:
         "callbacks.progress_bar=null",
         "++trainer.enable_progress_bar=false",
     ]
-    own = {
+    tiny = {
         "title": ["model.branches.title_tfidf.input.vocabulary_size=2048"],
         "poster": [
             "model.branches.poster_resnet.input.size=32",
@@ -483,17 +483,17 @@ def test_the_sum_beats_either_branch(train_here: Train, tmp_path: Path) -> None:
             "model.branches.poster_resnet.network.widths=[8,16,32,64]",
         ],
     }
-    own["fusion"] = own["title"] + own["poster"]
+    tiny["fusion"] = tiny["title"] + tiny["poster"]
     scores = {}
     for model in ("fusion", "title", "poster"):
-        overrides = [f"model={model}", *small, *own[model]]
+        overrides = [f"model={model}", *small, *tiny[model]]
         scores[model] = train_here(tmp_path / model, overrides)["test"]
     for metric in ("map_macro", "f1_macro", "f1_micro"):
         alone = max(scores["title"][metric], scores["poster"][metric])
         assert scores["fusion"][metric] > alone + 0.08, metric
 
 
-def test_a_checkpoint_says_what_it_is(trained_run: Path) -> None:
+def test_checkpoint_describes_its_dataset(trained_run: Path) -> None:
     for name in ("best", "last"):
         checkpoint = torch.load(trained_run / "checkpoints" / f"{name}.ckpt", weights_only=True)
         described = checkpoint[CHECKPOINT_KEY]["data"]
@@ -505,7 +505,7 @@ def test_a_checkpoint_says_what_it_is(trained_run: Path) -> None:
 
 @pytest.fixture
 def synopses(tmp_path: Path) -> Path:
-    """A CSV of the tiny demo's movies: the words of their genres, for each second one."""
+    """A CSV with synopses, which name the genres, of every second movie of the tiny demo."""
     from genre_lightning.movies.demo import read_demo
 
     cache = os.environ["GENRE_LIGHTNING_CACHE"]
@@ -519,8 +519,8 @@ def synopses(tmp_path: Path) -> Path:
     return path
 
 
-def three(synopses: Path, *more: str) -> list[str]:
-    """The tiny fusion with a branch of synopses that half of the movies lack."""
+def with_synopses(synopses: Path, *more: str) -> list[str]:
+    """Overrides that add a synopsis branch; half of the movies have no synopsis."""
     return [
         f"data.columns={synopses}",
         "model/branch=[title_tfidf,poster_resnet,synopsis_tfidf]",
@@ -529,17 +529,17 @@ def three(synopses: Path, *more: str) -> list[str]:
     ]
 
 
-def test_a_column_of_ones_own_is_a_branch(
+def test_user_column_becomes_a_branch(
     train_here: Train, tiny_overrides: Overrides, synopses: Path, tmp_path: Path
 ) -> None:
-    overrides = tiny_overrides(*three(synopses))
+    overrides = tiny_overrides(*with_synopses(synopses))
     result = train_here(tmp_path / "run", overrides)
     assert result["status"] == "completed" and set(result["test"]) >= METRICS
     model = load_model(tmp_path / "run" / "checkpoints" / "best.ckpt")
     assert list(model.network.branches) == ["title_tfidf", "poster_resnet", "synopsis_tfidf"]
     assert model.columns == {"title": "text", "poster": "poster", "synopsis": "text"}
     assert model.data["columns"] == str(synopses.resolve())
-    # A movie without gets exactly nothing from that branch.
+    # The synopsis branch adds exactly 0 to movies without a synopsis.
     data = MovieDataModule.from_description(
         model.data, inputs=model.inputs, cache_dir=os.environ["GENRE_LIGHTNING_CACHE"]
     )
@@ -548,15 +548,15 @@ def test_a_column_of_ones_own_is_a_branch(
     has = scores.has_column["synopsis_tfidf"]
     assert 0 < has.sum() < len(has)
     assert has.tolist() == (data.states("synopsis")[scores.rows] == "present").tolist()
-    own = scores.branch_logits["synopsis_tfidf"]
-    assert not own[~has].any() and own[has].any(dim=1).all()
+    logits = scores.branch_logits["synopsis_tfidf"]
+    assert not logits[~has].any() and logits[has].any(dim=1).all()
     others = model.network.total(
         {name: part for name, part in scores.branch_logits.items() if name != "synopsis_tfidf"}
     )
     assert torch.equal(scores.logits[~has], others[~has])
 
 
-def test_an_unread_column_is_named_with_the_overrides_that_read_it(
+def test_unread_column_is_reported_with_overrides_that_add_a_branch(
     train_here: Train,
     tiny_overrides: Overrides,
     synopses: Path,
@@ -576,7 +576,7 @@ def test_an_unread_column_is_named_with_the_overrides_that_read_it(
     assert model.inputs["synopsis"].column == "synopsis"
 
 
-def test_the_order_of_the_list_is_the_order_of_the_sum(
+def test_branches_keep_the_order_of_the_list(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     overrides = tiny_overrides("model/branch=[poster_resnet,title_tfidf]")
@@ -586,7 +586,7 @@ def test_the_order_of_the_list_is_the_order_of_the_sum(
     assert list(network.description["branches"]) == ["poster_resnet", "title_tfidf"]
 
 
-def test_two_branches_look_at_one_column(
+def test_two_branches_read_the_same_column(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     overrides = tiny_overrides(
@@ -601,23 +601,23 @@ def test_two_branches_look_at_one_column(
     assert [branch_input.column for branch_input in model.inputs.values()] == ["title", "title"]
 
 
-def test_another_network_by_name_leaves_the_formers_arguments(
+def test_switching_the_network_drops_arguments_it_does_not_take(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from genre_lightning.models import networks
 
     small = type("Small", (networks.TermsMLP,), {})
-    one = networks.NETWORKS["terms_mlp"]
-    limits = {name: limit for name, limit in one.limits.items() if name != "skip"}
+    terms_mlp = networks.NETWORKS["terms_mlp"]
+    limits = {name: limit for name, limit in terms_mlp.limits.items() if name != "skip"}
 
     def build(num_genres: int, vocabulary_size: int, hidden: int = 4, dropout: float = 0.5) -> Any:
         return small(num_genres, vocabulary_size, hidden, dropout)
 
     with pytest.MonkeyPatch.context() as patch:
-        kind = networks.NetworkType(build, "terms", limits)  # type: ignore[arg-type]
-        patch.setitem(networks.NETWORKS, "terms_small", kind)
-        name = "model.branches.title_tfidf.network.name=terms_small"
-        train_here(tmp_path, tiny_overrides(name, model="title"))
+        network_type = networks.NetworkType(build, "terms", limits)  # type: ignore[arg-type]
+        patch.setitem(networks.NETWORKS, "terms_small", network_type)
+        override = "model.branches.title_tfidf.network.name=terms_small"
+        train_here(tmp_path, tiny_overrides(override, model="title"))
         assert "model.branches.title_tfidf: the network terms_small takes no skip: left out" in (
             caplog.text
         )
@@ -625,7 +625,7 @@ def test_another_network_by_name_leaves_the_formers_arguments(
     assert network.description["branches"]["title_tfidf"]["name"] == "terms_small"
 
 
-def test_a_saver_of_ones_own_does_not_tell_the_best_epoch(
+def test_users_checkpoint_callback_does_not_choose_the_best_epoch(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     (tmp_path / "own" / "callbacks").mkdir(parents=True)
@@ -646,7 +646,7 @@ def test_a_saver_of_ones_own_does_not_tell_the_best_epoch(
     assert result["monitor_value"] == result["val"]["map_macro"] == pytest.approx(best, abs=1e-6)
 
 
-def test_the_monitored_value_is_of_all_of_validation(
+def test_monitored_value_is_computed_on_all_validation_movies(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     part = ["data.batch_size=8", "+trainer.limit_val_batches=1"]
@@ -658,27 +658,27 @@ def test_the_monitored_value_is_of_all_of_validation(
     )  # fmt: skip
     data.setup()
     scores = score_split(model, data, "val")
-    true, given = scores.targets.numpy(), scores.scores.numpy()
-    has_column = [column for column in range(true.shape[1]) if true[:, column].any()]
-    expected = [average_precision_score(true[:, column], given[:, column]) for column in has_column]
-    assert len(true) > 8
-    assert result["monitor_value"] == pytest.approx(sum(expected) / len(has_column), abs=1e-4)
+    targets, probabilities = scores.targets.numpy(), scores.scores.numpy()
+    genres = [genre for genre in range(targets.shape[1]) if targets[:, genre].any()]
+    expected = [average_precision_score(targets[:, g], probabilities[:, g]) for g in genres]
+    assert len(targets) > 8
+    assert result["monitor_value"] == pytest.approx(sum(expected) / len(genres), abs=1e-4)
 
 
 @pytest.mark.parametrize(
     "off", ["callbacks.progress_bar=null", "trainer.enable_progress_bar=false"]
 )
-def test_a_training_without_a_progress_bar(
+def test_training_without_a_progress_bar(
     off: str, train_here: Train, tiny_overrides: Overrides, tmp_path: Path, capfd: Any
 ) -> None:
-    shown = ("callbacks.progress_bar=null", "++trainer.enable_progress_bar=false")
-    overrides = [one for one in tiny_overrides(model="title") if one not in shown]
+    no_bar = ("callbacks.progress_bar=null", "++trainer.enable_progress_bar=false")
+    overrides = [each for each in tiny_overrides(model="title") if each not in no_bar]
     train_here(tmp_path, [*overrides, off])
     out, err = capfd.readouterr()
     assert "Epoch" not in out + err and "it/s" not in out + err
 
 
-def test_a_share_of_less_than_a_batch_is_refused_in_one_sentence(
+def test_limit_below_one_batch_is_refused_in_one_sentence(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     overrides = tiny_overrides("+trainer.limit_train_batches=0.01", model="title")
@@ -686,7 +686,7 @@ def test_a_share_of_less_than_a_batch_is_refused_in_one_sentence(
         train_here(tmp_path, overrides)
 
 
-def test_a_training_that_ends_within_its_first_epoch_keeps_its_steps(
+def test_run_that_ends_in_its_first_epoch_keeps_last_ckpt(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     overrides = tiny_overrides("data.batch_size=8", "+trainer.max_steps=2", model="title")

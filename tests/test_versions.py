@@ -1,4 +1,4 @@
-"""Versions that are a matter of safety, both those declared and those installed."""
+"""Safe versions of the dependencies, as declared and as installed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_installed_version_is_allowed(name: str):
     assert DECLARED[name].specifier.contains(installed, prereleases=True), installed
 
 
-def test_the_second_package_of_lightning_is_not_used():
+def test_package_named_lightning_is_not_used():
     # `lightning` holds the same code under another name, and would need the same floor.
     assert "lightning" not in DECLARED
     assert "lightning" not in {canonicalize_name(r.name) for rs in EXTRAS.values() for r in rs}
@@ -93,8 +93,8 @@ def test_python_floor():
 @pytest.mark.parametrize("python", PYTHONS)
 def test_constraints_pin_each_dependency_once_and_within_its_floor(python: str, platform: str):
     pins = read_pins(python, platform)
-    wanted = [*DECLARED.values(), *EXTRAS["dev"]]
-    for requirement in wanted:
+    required = [*DECLARED.values(), *EXTRAS["dev"]]
+    for requirement in required:
         if requirement.marker and not requirement.marker.evaluate({"python_version": python}):
             continue
         found = pins.get(canonicalize_name(requirement.name), [])
@@ -102,15 +102,15 @@ def test_constraints_pin_each_dependency_once_and_within_its_floor(python: str, 
         (specifier,) = found[0].specifier
         assert specifier.operator == "=="
         assert requirement.specifier.contains(Version(specifier.version)), f"{found[0]}"
-    doubled = {name: found for name, found in pins.items() if len(found) > 1}
-    assert doubled == {}
+    duplicates = {name: found for name, found in pins.items() if len(found) > 1}
+    assert duplicates == {}
 
 
-def test_constraints_are_exact_and_name_no_place():
+def test_constraints_are_exact_and_have_no_url():
     for line in (REPOSITORY / "constraints.txt").read_text("utf-8").splitlines():
         text = line.split("#")[0].strip()
         if text:
-            pin = Requirement(text)  # an option of an installer does not parse
+            pin = Requirement(text)  # fails on a line with a pip option
             assert pin.url is None
             assert [specifier.operator for specifier in pin.specifier] == ["=="]
             assert "+" not in str(pin.specifier), "a local version exists at one place only"

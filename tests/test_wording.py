@@ -8,16 +8,16 @@ from genre_lightning.wording import counted, first_few, listed, printable, short
 
 
 @pytest.mark.parametrize(
-    ("text", "most", "expected"),
+    ("text", "max_length", "expected"),
     [("", 3, ""), ("abc", 3, "abc"), ("abcd", 3, "ab…"), ("Léon 🎬 x", 7, "Léon 🎬…")],
     ids=["empty", "fits", "one more", "not ASCII"],
 )
-def test_it_has_as_many_characters_at_most(text: str, most: int, expected: str) -> None:
-    actual = shortened(text, most)
-    assert actual == expected and len(actual) <= most
+def test_shortened_text_fits_the_length(text: str, max_length: int, expected: str) -> None:
+    actual = shortened(text, max_length)
+    assert actual == expected and len(actual) <= max_length
 
 
-def test_one_is_not_the_plural() -> None:
+def test_one_is_counted_in_the_singular() -> None:
     assert [counted(n, "movie") for n in (0, 1, 2)] == ["0 movies", "1 movie", "2 movies"]
     assert counted(1234, "epoch") == "1,234 epochs"
 
@@ -35,7 +35,7 @@ def test_names_are_listed(names: list[str], last: str, expected: str) -> None:
     assert listed(names, last) == expected
 
 
-def test_a_terminal_obeys_nothing_that_is_printable() -> None:
+def test_printable_escapes_control_characters() -> None:
     assert printable("Léon 🎬") == "Léon 🎬"
     assert printable("a\x1b[2J\nb\u202e") == r"a\x1b[2J\nb\u202e"
 
