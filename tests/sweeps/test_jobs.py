@@ -220,7 +220,7 @@ def test_fail_fast_starts_no_job_after_a_failure(sweep_here: Sweep, tmp_path: Pa
     ],
     ids=["checkpoints", "logger", "empty"],
 )
-def test_sweeps_over_nothing_are_refused(
+def test_sweeps_that_change_no_result_are_refused(
     overrides: list[str], message: str, sweep_here: Sweep, tmp_path: Path
 ) -> None:
     code, output = sweep_here("-m", *overrides)
