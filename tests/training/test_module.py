@@ -316,10 +316,8 @@ def test_every_parameter_is_trained_once(names: tuple[str, ...], make_module: Ma
     parameters = [parameter for group in groups for parameter in group["params"]]
     assert len(parameters) == len({id(parameter) for parameter in parameters})
     # Two groups for each branch: matrices, and vectors.
-    expected = [p for name in names for p in module.network.branches[name].parameters()]
-    assert {id(p) for p in parameters} == {id(p) for p in expected} and len(groups) == 2 * len(
-        names
-    )
+    own = [p for name in names for p in module.network.branches[name].parameters()]
+    assert {id(p) for p in parameters} == {id(p) for p in own} and len(groups) == 2 * len(names)
 
 
 @pytest.mark.parametrize("decay_vectors", [False, True])
