@@ -58,6 +58,7 @@ SMALL_BATCHES = ("data.batch_size=8", "trainer.max_epochs=4")
 def reference(
     repository: Path, tiny_overrides: Overrides, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
+    """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("runs") / "reference"
     process = train_apart(repository, folder, tiny_overrides(*SMALL_BATCHES))
     process.join()

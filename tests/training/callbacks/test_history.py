@@ -1,4 +1,4 @@
-"""metrics.csv: a row per epoch, complete, and kept when a run is resumed."""
+"""metrics.csv: complete rows of epochs and mid-epoch validations, kept when a run is resumed."""
 
 from __future__ import annotations
 
