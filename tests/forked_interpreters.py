@@ -13,7 +13,7 @@ What it does not prove: that a process finds its modules, sets itself up as it i
 by variables that are read while PyTorch is loaded, since all of that has happened before. So each
 kind of process is also started by Python in some test: joblib's in
 ``test_workers_that_have_no_job_yet_end``, submitit's in ``test_jobs_side_by_side``, torchrun's in
-``test_they_end_with_the_process_that_started_them``.
+``test_processes_end_with_the_one_that_started_them``.
 """
 
 from __future__ import annotations

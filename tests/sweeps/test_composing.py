@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from genre_lightning.runs.composing import speed_up_composition
 from genre_lightning.sweeps.composing import cache_job_configs
 
-plain = ConfigLoaderImpl.load_sweep_config
+original = ConfigLoaderImpl.load_sweep_config
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,38 +29,38 @@ def fast_composition() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def by_hydra(repository: Path) -> list[Any]:
     """The jobs as Hydra composes them."""
-    loader = loader_of(repository)
-    return containers(loader, sweep(loader), JOBS)
+    loader = make_loader(repository)
+    return compose_jobs(loader, compose(loader), JOBS)
 
 
 @pytest.fixture
 def loader(repository: Path) -> ConfigLoaderImpl:
-    return loader_of(repository)
+    return make_loader(repository)
 
 
-def loader_of(repository: Path) -> ConfigLoaderImpl:
-    import train  # noqa: F401 - its resolvers
+def make_loader(repository: Path) -> ConfigLoaderImpl:
+    import train  # noqa: F401 - registers resolvers
 
     return ConfigLoaderImpl(create_config_search_path(str(repository / "conf")))
 
 
 @pytest.fixture
-def sharing() -> Iterator[Callable[..., None]]:
-    """Enables the cache for a test."""
+def enable_cache() -> Iterator[Callable[..., None]]:
+    """Enables the cache until the test ends."""
     undos = []
     yield lambda keep: undos.append(cache_job_configs(keep=keep))
     for undo in undos:
         undo()
-    assert ConfigLoaderImpl.load_sweep_config is plain
+    assert ConfigLoaderImpl.load_sweep_config is original
 
 
-def sweep(loader: ConfigLoaderImpl, *overrides: str, folder: str = "s") -> DictConfig:
+def compose(loader: ConfigLoaderImpl, *overrides: str, folder: str = "s") -> DictConfig:
     hydra = [f"hydra.sweep.dir={folder}", *overrides]
     return loader.load_configuration("train", hydra, RunMode.MULTIRUN)
 
 
-def containers(loader: ConfigLoaderImpl, master: DictConfig, jobs: Sequence[list[str]]) -> list:
-    # Unresolved: `now` is another moment in each.
+def compose_jobs(loader: ConfigLoaderImpl, master: DictConfig, jobs: Sequence[list[str]]) -> list:
+    # Not resolved, since `now` gives another time in each.
     return [OmegaConf.to_container(loader.load_sweep_config(master, job)) for job in jobs]
 
 
@@ -80,43 +80,43 @@ JOBS = [
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_every_job_is_what_hydra_composes(
-    keep: bool, loader: ConfigLoaderImpl, sharing: Callable[..., None], by_hydra: list[Any]
+    keep: bool, loader: ConfigLoaderImpl, enable_cache: Callable[..., None], by_hydra: list[Any]
 ) -> None:
-    master = sweep(loader)
-    sharing(keep=keep)
-    assert ConfigLoaderImpl.load_sweep_config is not plain
-    assert containers(loader, master, JOBS) == by_hydra
-    assert containers(loader, master, JOBS) == by_hydra
+    master = compose(loader)
+    enable_cache(keep=keep)
+    assert ConfigLoaderImpl.load_sweep_config is not original
+    assert compose_jobs(loader, master, JOBS) == by_hydra
+    assert compose_jobs(loader, master, JOBS) == by_hydra
     # As in a worker, where each job comes with its own copies.
-    other = pickle.loads(pickle.dumps((loader, master)))
-    assert containers(other[0], other[1], JOBS) == by_hydra
+    copies = pickle.loads(pickle.dumps((loader, master)))
+    assert compose_jobs(copies[0], copies[1], JOBS) == by_hydra
 
 
 @pytest.mark.parametrize(
     "job", [["optimiser.lr=1"], ["model=nosuch"], ["optimizer.lr=[1"], ["+seed=3"], ["data@b=demo"]]
 )
-def test_errors_are_hydras(
-    job: list[str], loader: ConfigLoaderImpl, sharing: Callable[..., None]
+def test_errors_are_those_of_hydra(
+    job: list[str], loader: ConfigLoaderImpl, enable_cache: Callable[..., None]
 ) -> None:
-    master = sweep(loader)
+    master = compose(loader)
     with pytest.raises(HydraException) as expected:
         loader.load_sweep_config(master, job)
-    sharing(keep=True)
+    enable_cache(keep=True)
     with pytest.raises(type(expected.value)) as actual:
         loader.load_sweep_config(master, job)
     assert str(actual.value) == str(expected.value)
 
 
-def test_another_sweep_of_the_process_has_its_own(
-    loader: ConfigLoaderImpl, sharing: Callable[..., None], tmp_path: Path
+def test_each_sweep_of_a_process_has_its_own_cache(
+    loader: ConfigLoaderImpl, enable_cache: Callable[..., None], tmp_path: Path
 ) -> None:
-    sharing(keep=True)
+    enable_cache(keep=True)
     folders = []
     for name, lr in (("one", 0.5), ("two", 0.25)):
         groups = tmp_path / name / "experiment"
         groups.mkdir(parents=True)
         (groups / "mine.yaml").write_text(f"# @package _global_\nseed: 5\noptimizer:\n  lr: {lr}\n")
-        master = sweep(loader, f"hydra.searchpath=[{groups.parent}]", folder=str(tmp_path / name))
+        master = compose(loader, f"hydra.searchpath=[{groups.parent}]", folder=str(tmp_path / name))
         for seed in (1, 2):
             cfg = loader.load_sweep_config(master, ["experiment=mine", f"seed={seed}"])
             folders.append((cfg.optimizer.lr, cfg.seed, cfg.hydra.sweep.dir))
@@ -124,30 +124,30 @@ def test_another_sweep_of_the_process_has_its_own(
     assert folders == [(0.5, 1, one), (0.5, 2, one), (0.25, 1, two), (0.25, 2, two)]
 
 
-def test_what_was_composed_to_be_checked_is_launched_and_no_other(
-    loader: ConfigLoaderImpl, sharing: Callable[..., None]
+def test_a_job_is_launched_with_the_configuration_that_was_checked(
+    loader: ConfigLoaderImpl, enable_cache: Callable[..., None]
 ) -> None:
-    master = sweep(loader)
+    master = compose(loader)
     jobs = [["optimizer.lr=0.1"], ["optimizer.lr=0.2"]]
-    sharing(keep=True)
+    enable_cache(keep=True)
     checked = [loader.load_sweep_config(master, job) for job in jobs]
     launched = [loader.load_sweep_config(master, job) for job in jobs]
     assert [one is other for one, other in zip(checked, launched, strict=True)] == [True, True]
     assert [job.optimizer.lr for job in launched] == [0.1, 0.2]
-    # Whoever runs a job a second time is not given what the first has changed.
+    # A second launch of the job does not get what the first one changed.
     launched[0].seed = 7
     assert loader.load_sweep_config(master, jobs[0]).seed == 0
 
 
-def test_a_job_that_is_there_twice_is_launched_twice(
-    loader: ConfigLoaderImpl, sharing: Callable[..., None]
+def test_duplicate_jobs_have_separate_configurations(
+    loader: ConfigLoaderImpl, enable_cache: Callable[..., None]
 ) -> None:
-    master = sweep(loader)
+    master = compose(loader)
     jobs = [["seed=1"], ["seed=1"], ["seed=1"]]
-    sharing(keep=True)
+    enable_cache(keep=True)
     for job in jobs:
         loader.load_sweep_config(master, job)
     for job in jobs:
         launched = loader.load_sweep_config(master, job)
         assert not OmegaConf.is_readonly(launched)
-        OmegaConf.set_readonly(launched.hydra, True)  # as Hydra does before it runs it
+        OmegaConf.set_readonly(launched.hydra, True)  # as Hydra does before it runs a job

@@ -28,7 +28,7 @@ with claim_device(["gpu-0", "gpu-1"], Path(sys.argv[1]), int(sys.argv[2])) as in
 
 @pytest.fixture
 def claim(repository: Path, tmp_path: Path) -> Iterator[Claim]:
-    """A process that claims one of two devices and holds it: `claim(start)`."""
+    """Starts a process that claims one of two devices and holds it: `claim(start)`."""
     holders = []
 
     def start(start: int) -> tuple[subprocess.Popen[str], int]:
@@ -46,10 +46,10 @@ def claim(repository: Path, tmp_path: Path) -> Iterator[Claim]:
         holder.communicate()
 
 
-def test_jobs_are_shared_out_evenly(claim: Claim, tmp_path: Path) -> None:
+def test_claims_are_spread_evenly(claim: Claim, tmp_path: Path) -> None:
     held = [claim(0), claim(0), claim(0), claim(1)]
     assert Counter(index for _, index in held) == {0: 2, 1: 2}
-    # What a killed job held is free, and is taken first.
+    # The device of a killed process is free, so the next claim gets it.
     killed, freed = held[0]
     killed.kill()
     killed.wait()

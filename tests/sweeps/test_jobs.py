@@ -36,7 +36,7 @@ Sweep = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def tiny(tiny_overrides: Overrides) -> list[str]:
-    """A model that trains in an instant."""
+    """Overrides of a model that trains in an instant."""
     return tiny_overrides(model="title")
 
 
@@ -48,9 +48,9 @@ def sweep_here(
     monkeypatch: pytest.MonkeyPatch,
     capsys: Any,
 ) -> Iterator[Sweep]:
-    """Runs the command in this process, in `tmp_path`: `sweep_here("seed=0,1")`.
+    """Runs train.py in this process, in `tmp_path`: `sweep_here("seed=0,1")`.
 
-    Gives the exit code and what was printed. The sweep is called "s", the model is tiny.
+    Returns the exit code and the output. The sweep is named "s", the model is tiny.
     """
     import train
 
@@ -59,9 +59,9 @@ def sweep_here(
     handlers, level = root.handlers[:], root.level
 
     def run(*overrides: str, name: str | None = "s") -> tuple[int, str]:
-        named = [] if name is None else [f"sweep.name={name}"]
+        sweep_name = [] if name is None else [f"sweep.name={name}"]
         monkeypatch.setattr(
-            sys, "argv", ["train.py", "--config-path", conf, *overrides, *named, *tiny]
+            sys, "argv", ["train.py", "--config-path", conf, *overrides, *sweep_name, *tiny]
         )
         monkeypatch.chdir(tmp_path)
         capsys.readouterr()
@@ -75,7 +75,7 @@ def sweep_here(
             return 1, code
         return code, printed.out + printed.err
 
-    # Each job ends with a search for garbage, which need not look at what earlier tests imported.
+    # Each job ends with a garbage collection, which can skip what earlier tests imported.
     gc.freeze()
     yield run
     root.handlers[:] = handlers
@@ -83,10 +83,10 @@ def sweep_here(
 
 
 def jobs(sweep: Path) -> dict[str, Path]:
-    """The folders of a sweep's jobs that have begun, by the value of their learning rate."""
+    """The folders of a sweep's jobs that have started, by their learning rate."""
     found = {}
     for path in sweep.iterdir():
-        # Not by the folder's name, which is cut where it is long.
+        # Not from the folder's name, which is shortened if it is long.
         overrides = path / ".hydra" / "overrides.yaml"
         if overrides.is_file():
             _, _, rest = overrides.read_text("utf-8").partition("optimizer.lr=")
@@ -112,7 +112,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 @pytest.mark.slow
-def test_a_failing_job_is_named_and_the_others_go_on(sweep_here: Sweep, tmp_path: Path) -> None:
+def test_a_failed_job_is_reported_and_the_others_run(sweep_here: Sweep, tmp_path: Path) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     code, output = sweep_here("-m", "optimizer.lr=1e30,1e-2", "model.dropout=0.1,abc")
     assert code == 1
@@ -131,13 +131,13 @@ def test_a_failing_job_is_named_and_the_others_go_on(sweep_here: Sweep, tmp_path
     assert "model.dropout=abc must be a number" in states["abc", "0.01"][1]
 
     lines = output.splitlines()
-    ended = [text for text in lines if text.startswith("[")]
-    assert [text.split()[0] for text in ended] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
-    assert "model.dropout=0.1,optimizer.lr=0.01  val/map_macro 0." in ended[2]
-    named = [text for text in lines if text.startswith("failed: ")]
-    assert len(named) == 3 and "not finite" in output
+    job_lines = [text for text in lines if text.startswith("[")]
+    assert [text.split()[0] for text in job_lines] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+    assert "model.dropout=0.1,optimizer.lr=0.01  val/map_macro 0." in job_lines[2]
+    failures = [text for text in lines if text.startswith("failed: ")]
+    assert len(failures) == 3 and "not finite" in output
     assert "1 completed" in output and "3 failed" in output
-    # Tables, warnings and tracebacks are in the job's folder, and nothing is left behind.
+    # Tables, warnings and tracebacks are only in the job's log; signal handlers are restored.
     assert "Dataset" not in output and "Traceback" not in output and "HYDRA" not in output
     log = (jobs(sweep)["0.01"] / "train.log").read_text("utf-8")
     assert "Dataset: demo" in log or "Traceback" in log
@@ -147,10 +147,10 @@ def test_a_failing_job_is_named_and_the_others_go_on(sweep_here: Sweep, tmp_path
 
 
 @pytest.mark.slow
-def test_what_is_finished_is_not_touched(
+def test_finished_jobs_are_not_run_again(
     sweep_here: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Named by the command: the same one finds it, also with more values.
+    # Without sweep.name, the same command finds its sweep, also with other values.
     assert sweep_here("-m", "optimizer.lr=1e-2,1e-3", name=None)[0] == 0
     (sweep,) = (tmp_path / "runs" / "sweeps").iterdir()
     assert set(jobs(sweep)) == {"0.01", "0.001"}
@@ -165,7 +165,7 @@ def test_what_is_finished_is_not_touched(
     after = {lr: contents(folder) for lr, folder in jobs(sweep).items()}
     assert recorded(jobs(sweep)["0.02"])["status"] == "completed"
     assert {lr: after[lr] for lr in before} == before
-    # Nothing holds on to what was trained.
+    # No trained module stays in memory.
     gc.collect()
     assert not [o for o in gc.get_objects() if type(o).__name__ == "GenreModule"]
 
@@ -199,13 +199,13 @@ def test_every_job_is_a_run_of_its_own_in_wandb(sweep_here: Sweep, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_fail_fast_starts_no_other(sweep_here: Sweep, tmp_path: Path) -> None:
+def test_fail_fast_starts_no_job_after_a_failure(sweep_here: Sweep, tmp_path: Path) -> None:
     command = ("-m", "optimizer.lr=1e30,1e-2,1e-3", "sweep.fail_fast=true")
     code, output = sweep_here(*command)
     assert code == 1 and "1 failed, 2 not started" in output
     assert not any((folder / "result.json").exists() for lr, folder in
                    jobs(tmp_path / "runs/sweeps/s").items() if lr != "1e+30")  # fmt: skip
-    # A failure of an earlier command is tried again, and stops nothing by itself.
+    # A job that failed in an earlier command runs again; its old failure stops no other job.
     code, output = sweep_here("-m", "optimizer.lr=1e-2,1e30", "sweep.fail_fast=true")
     assert code == 1 and "1 completed, 1 failed" in output
     assert recorded(jobs(tmp_path / "runs/sweeps/s")["1e+30"])["attempts"] == 2
@@ -220,7 +220,7 @@ def test_fail_fast_starts_no_other(sweep_here: Sweep, tmp_path: Path) -> None:
     ],
     ids=["checkpoints", "logger", "empty"],
 )
-def test_no_sweep_over_what_changes_nothing(
+def test_sweeps_that_change_no_result_are_refused(
     overrides: list[str], message: str, sweep_here: Sweep, tmp_path: Path
 ) -> None:
     code, output = sweep_here("-m", *overrides)
@@ -230,7 +230,7 @@ def test_no_sweep_over_what_changes_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sweep", [[], ["sweep=optuna"]], ids=["grid", "optuna"])
-def test_a_slip_in_a_key_leaves_nothing(
+def test_a_misspelled_key_leaves_no_files(
     sweep: list[str], command: Callable[..., Any], tmp_path: Path
 ) -> None:
     process = command("optimizer.lrr=1e-2,1e-3", *sweep)
@@ -240,10 +240,10 @@ def test_a_slip_in_a_key_leaves_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_sweep_that_can_not_begin_leaves_its_process_as_it_was(
+def test_a_sweep_that_fails_to_start_restores_the_process(
     sweep_here: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which shows the traceback, too
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # would add a traceback
 
     def state() -> tuple[Any, ...]:
         signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -257,15 +257,15 @@ def test_a_sweep_that_can_not_begin_leaves_its_process_as_it_was(
 
 
 @pytest.mark.slow
-def test_names_of_jobs_leave_out_what_is_the_same(sweep_here: Sweep, tmp_path: Path) -> None:
+def test_job_names_contain_only_swept_settings(sweep_here: Sweep, tmp_path: Path) -> None:
     sweep = tmp_path / "runs" / "sweeps" / "s"
-    # Twice the same value is one job.
+    # The same value twice is one job.
     assert sweep_here("-m", "optimizer.lr=1e-2,1e-3,0.01", "seed=1")[0] == 0
     assert {path.name for path in jobs(sweep).values()} == {
         "optimizer.lr=0.01",
         "optimizer.lr=0.001",
     }
-    # Found again where the seed, too, is swept; a job of another is told apart.
+    # The job is found again if the seed is swept, too; another seed gets another folder.
     code, output = sweep_here("-m", "optimizer.lr=1e-2", "seed=1,2")
     assert code == 0 and "[1/2] seed=1  already finished" in output
     assert (sweep / "optimizer.lr=0.01,seed=2" / "result.json").exists()
@@ -280,7 +280,7 @@ def test_a_sweep_is_run_by_one_command_at_a_time(sweep_here: Sweep, tmp_path: Pa
     assert not jobs(sweep)
 
 
-def test_a_sweep_that_is_stopped_before_its_first_job(
+def test_a_sweep_stopped_before_its_first_job(
     sweep_here: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = tmp_path / "runs" / "sweeps" / "s"
@@ -296,13 +296,13 @@ def test_a_sweep_that_is_stopped_before_its_first_job(
 
 
 @pytest.mark.parametrize("overrides", [("seed=0",), ("-m", "seed=0,1")], ids=["run", "sweep"])
-def test_ctrl_c_that_ends_all_at_once_is_no_traceback(
+def test_ctrl_c_before_training_shows_no_traceback(
     overrides: tuple[str, ...], sweep_here: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def end(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which shows the traceback, too
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # would add a traceback
     monkeypatch.setattr("genre_lightning.sweeps.jobs.HydraConfig.get", end)
     assert sweep_here(*overrides) == (130, "")
 
@@ -319,28 +319,28 @@ def test_a_job_that_runs_elsewhere_is_left_alone(sweep_here: Sweep, tmp_path: Pa
     assert contents(folder).keys() - before.keys() == set()
 
 
-@pytest.mark.parametrize("looks", [True, False], ids=["found running", "begun together"])
-def test_a_job_with_the_values_of_another_is_left_to_it(
-    looks: bool, sweep_here: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("found_running", [True, False], ids=["found running", "started together"])
+def test_a_job_with_the_same_values_as_a_running_one_is_skipped(
+    found_running: bool, sweep_here: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "runs" / "sweeps" / "s" / "defaults"
 
-    def is_running(asked: Path) -> bool:
-        here = {"folder": asked.name, "pid": os.getpid() + 1, "host": "here"}
-        Journal(asked.parent).write("started", job="", **here)
-        return looks
+    def is_running(job: Path) -> bool:
+        other_process = {"folder": job.name, "pid": os.getpid() + 1, "host": "here"}
+        Journal(job.parent).write("started", job="", **other_process)
+        return found_running
 
     monkeypatch.setattr("genre_lightning.sweeps.jobs.is_running", is_running)
     folder.mkdir(parents=True)
-    begun = {"status": "interrupted", "monitor": "val/map_macro"}
-    write_result(folder, begun)
+    result = {"status": "interrupted", "monitor": "val/map_macro"}
+    write_result(folder, result)
     with FileLock(folder / ".lock"):
         code, output = sweep_here("-m")
     assert code == 0 and "[1/1] defaults  same as another job" in output
-    assert recorded(folder) == begun
+    assert recorded(folder) == result
 
 
-def test_what_has_to_be_given_can_be_swept(sweep_here: Sweep, tmp_path: Path) -> None:
+def test_a_required_setting_can_be_swept(sweep_here: Sweep, tmp_path: Path) -> None:
     code, output = sweep_here("-m", "data=manifest", "optimizer.lr=1,2")
     assert code == 1 and "data.path has to be given" in output
     assert not (tmp_path / "runs").exists()
@@ -349,7 +349,7 @@ def test_what_has_to_be_given_can_be_swept(sweep_here: Sweep, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_an_unreadable_result_fails_its_job_alone(sweep_here: Sweep, tmp_path: Path) -> None:
+def test_an_unreadable_result_fails_only_its_job(sweep_here: Sweep, tmp_path: Path) -> None:
     assert sweep_here("-m", "optimizer.lr=1e-2")[0] == 0
     (folder,) = jobs(tmp_path / "runs" / "sweeps" / "s").values()
     (folder / "result.json").write_text("[]")
@@ -358,18 +358,18 @@ def test_an_unreadable_result_fails_its_job_alone(sweep_here: Sweep, tmp_path: P
     assert "1 failed, 1 completed" in output
 
 
-# As a user starts it.
+# As a user runs it.
 
 
 @pytest.fixture
 def command(repository: Path, tiny: list[str], tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Starts the command in a group of processes of its own, in `tmp_path`."""
+    """Starts a sweep with train.py in its own process group, in `tmp_path`."""
     processes = []
 
-    def start(*overrides: str, **how: Any) -> Command:
+    def start(*overrides: str, **options: Any) -> Command:
         env = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
         arguments = [repository / "train.py", "-m", "sweep.name=s", *tiny, *overrides]
-        process = Command(arguments, tmp_path, env, start_new_session=True, **how)
+        process = Command(arguments, tmp_path, env, start_new_session=True, **options)
         processes.append(process)
         return process
 
@@ -391,7 +391,7 @@ def wait_for(condition: Callable[[], bool], process: Command) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_interrupted_and_killed_resumes(
+def test_an_interrupted_and_killed_sweep_resumes(
     command: Callable[..., Any], tmp_path: Path
 ) -> None:
     sweep = tmp_path / "runs" / "sweeps" / "s"
@@ -440,7 +440,7 @@ def test_a_sweep_that_is_interrupted_and_killed_resumes(
 
 
 @pytest.mark.slow
-def test_ctrl_c_reaches_submitits_jobs_by_the_command_alone(
+def test_ctrl_c_reaches_submitit_jobs_only_through_the_command(
     command: Callable[..., Any],
     tmp_path: Path,
     repository: Path,
@@ -455,7 +455,7 @@ def test_ctrl_c_reaches_submitits_jobs_by_the_command_alone(
     )
     sweep = tmp_path / "runs" / "sweeps" / "s"
     wait_for(lambda: len(list(sweep.glob("*/checkpoints/last.ckpt"))) == 2, process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all that are started here
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 130 and "2 interrupted" in output
     assert output.count("Stopping") == 1 and "Traceback" not in output + errors
@@ -482,13 +482,13 @@ def test_jobs_side_by_side(
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     process = command(
         "optimizer.lr=1e-2,1e30", f"hydra/launcher={launcher}", *LAUNCHERS[launcher],
-        # joblib's workers are started by Python where they are killed; of submitit's jobs one is.
+        # One of submitit's jobs is a new interpreter; test_killed.py has such joblib workers.
         fork_interpreters=launcher != "ray", by_python=int(launcher == "submitit_local"),
     )  # fmt: skip
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors
     assert "1 completed, 1 failed" in output or "1 failed, 1 completed" in output
-    assert "leaked" not in output + errors  # nanobind's word for what is not freed at the end
+    assert "leaked" not in output + errors  # nanobind's warning at exit
     assert "optimizer.lr=1e+30  failed: DivergedError: " in output
     folders = jobs(tmp_path / "runs" / "sweeps" / "s")
     assert {lr: recorded(folder)["status"] for lr, folder in folders.items()} == {
@@ -509,11 +509,11 @@ def test_jobs_side_by_side(
         ("hydra.launcher.job.num_gpus=many", "hydra.launcher.job={.*} can't be used: .*num_gpus"),
     ],
 )
-def test_a_ray_that_can_not_be_had_is_one_sentence(
+def test_unusable_ray_settings_give_a_one_line_error(
     setting: str, message: str, sweep_here: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray")
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which shows the traceback, too
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # would add a traceback
     code, output = sweep_here("-m", "seed=0,1", "hydra/launcher=ray", setting)
     assert code == 1 and re.match(f"error: .*{message}", output)
 
@@ -521,8 +521,8 @@ def test_a_ray_that_can_not_be_had_is_one_sentence(
 def test_a_sweep_without_ray_says_what_to_install(
     sweep_here: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which shows the traceback, too
-    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not there
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # would add a traceback
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if not installed
     assert sweep_here("-m", "seed=0,1", "hydra/launcher=ray") == (
         1,
         'error: hydra/launcher=ray needs Ray: pip install "genre-lightning[ray]"',
@@ -544,15 +544,13 @@ def test_the_launcher_for_slurm_can_be_configured(repository: Path) -> None:
 
 
 @pytest.mark.slow
-def test_jobs_that_share_what_is_opened_score_as_runs_alone(
-    sweep_here: Sweep, tmp_path: Path
-) -> None:
+def test_jobs_that_share_data_score_like_single_runs(sweep_here: Sweep, tmp_path: Path) -> None:
     keys = ("val", "test", "monitor_value", "epochs", "num_parameters")
     assert sweep_here("-m", "seed=0,1", "data.split_seed=0,1")[0] == 0
     for folder in sorted((tmp_path / "runs/sweeps/s").glob("*/")):
         stored = json.loads((folder / "result.json").read_text())
-        alone = tmp_path / "alone" / folder.name
+        single = tmp_path / "single" / folder.name
         overrides = [o for o in stored["overrides"] if o.startswith(("seed=", "data.split_seed="))]
-        assert sweep_here(*overrides, f"hydra.run.dir={alone}")[0] == 0
-        again = json.loads((alone / "result.json").read_text())
-        assert {key: stored[key] for key in keys} == {key: again[key] for key in keys}
+        assert sweep_here(*overrides, f"hydra.run.dir={single}")[0] == 0
+        result = json.loads((single / "result.json").read_text())
+        assert {key: stored[key] for key in keys} == {key: result[key] for key in keys}

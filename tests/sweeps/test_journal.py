@@ -43,7 +43,7 @@ def test_the_line_of_a_job(event: dict[str, Any], text: str) -> None:
     assert event_line({"job": "seed=1", **event}, 3, 9) == text
 
 
-def test_half_a_line_of_the_journal_is_left_for_later(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_not_read(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     assert journal.read() == []
     journal.write("failed", job="a")
@@ -53,17 +53,17 @@ def test_half_a_line_of_the_journal_is_left_for_later(tmp_path: Path) -> None:
     assert journal.is_stopped(fail_fast=True) and not journal.is_stopped(fail_fast=False)
 
 
-def test_a_line_that_the_disk_had_no_room_for_harms_no_other(tmp_path: Path) -> None:
+def test_a_line_cut_by_a_full_disk_affects_no_other(tmp_path: Path) -> None:
     page = os.sysconf("SC_PAGE_SIZE")
     with small_disk(tmp_path / "disk", page) as disk:
         journal = Journal(disk.folder)
         with pytest.raises(FullDiskError, match=r"jobs\.jsonl could not be written"):
             for number in range(page):
                 journal.write("completed", job=number)
-        torn = journal.path.read_bytes()
-        assert len(torn) == page and not torn.endswith(b"\n")
-        whole = journal.read()
-        assert [event["job"] for event in whole] == list(range(len(whole))) and len(whole) > 50
+        content = journal.path.read_bytes()
+        assert len(content) == page and not content.endswith(b"\n")
+        events = journal.read()
+        assert [event["job"] for event in events] == list(range(len(events))) and len(events) > 50
         disk.change(f"size={2 * page}")
         journal.write("failed", job="after")
-        assert [event["job"] for event in journal.read()] == [*range(len(whole)), "after"]
+        assert [event["job"] for event in journal.read()] == [*range(len(events)), "after"]

@@ -30,12 +30,12 @@ pytestmark = pytest.mark.slow
 
 Start = Callable[..., "Command"]
 REPOSITORY = Path(__file__).resolve().parents[2]
-#: Epochs of a run that goes on by the name of its folder, whose overrides may name no code.
+#: Epochs of a long run to resume by ckpt_path=FOLDER, which refuses overrides that name code.
 LONG = 30
-#: As long, in epochs that wait.
+#: Epochs of any other long run, and the callback that slows them down.
 SLOW = (16, "++callbacks.slow._target_=tests.running.SlowEpochs")
 LAUNCHERS = {
-    # A worker more than there are jobs: it waits for one.
+    # One worker more than jobs, which waits for a job.
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"],
     "submitit": ["hydra/launcher=submitit_local"],
     "ray": ["hydra/launcher=ray", "hydra.launcher.job.num_cpus=0.5"],
@@ -43,20 +43,21 @@ LAUNCHERS = {
 
 
 class Command:
-    """A command as a user starts it, in ``folder``, with a folder for temporary files of its own.
+    """A command as a user runs it, in ``folder``, with its own folder for temporary files.
 
     Attributes:
-        started: its processes.
-        terminal: what its terminal shows, where it has one.
-        process: the command itself; forked, with all Python processes of its own, or started.
+        started: finds the command's processes.
+        terminal: reads the command's terminal, if it has one.
+        process: the command's own process, forked like the Python processes that it starts, or a
+            new interpreter.
     """
 
     def __init__(self, arguments: list[str], folder: Path, terminal: bool, forked: bool) -> None:
         self.folder = folder
-        # Ray's sockets lie in it, and their paths may have 107 bytes.
+        # Not below tmp_path: Ray's sockets lie in it, and their paths have at most 107 bytes.
         self.temporary = Path(mkdtemp())
         env = {**os.environ, "TMPDIR": str(self.temporary), "RAY_AUTH_MODE": "disabled"}
-        # Where the callback is that makes epochs slow.
+        # For the callback that slows down epochs.
         env["PYTHONPATH"] = str(REPOSITORY)
         env.pop("HYDRA_FULL_ERROR", None)
         self.started = Started(folder)
@@ -102,7 +103,7 @@ class Terminal:
 
     def __init__(self, screen: int, output: int) -> None:
         self.screen = screen
-        #: The other end, without which there is no terminal until a command has it.
+        #: The other end, kept open since the terminal would vanish before the command opens it.
         self.output = output
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self._read)
@@ -113,7 +114,7 @@ class Terminal:
             if select.select([self.screen], [], [], 0.05)[0]:
                 try:
                     os.read(self.screen, 2**16)
-                except OSError:  # nobody is at the other end
+                except OSError:  # the other end is closed
                     return
 
     def close(self) -> None:
@@ -133,8 +134,8 @@ def start(
     def run(
         *overrides: str, terminal: bool = False, forked: bool = False, epochs: int | None = None
     ) -> Command:
-        count, *slow = SLOW if epochs is None else (epochs,)
-        long = tiny_overrides(f"trainer.max_epochs={count}", *slow, model="title")
+        num_epochs, *slow = SLOW if epochs is None else (epochs,)
+        long = tiny_overrides(f"trainer.max_epochs={num_epochs}", *slow, model="title")
         line = [str(repository / "train.py"), *overrides, *long, "callbacks.early_stopping=null"]
         commands.append(Command(line, tmp_path, terminal, forked))
         return commands[-1]
@@ -151,7 +152,7 @@ def start(
 
 
 def jobs(sweep: Path) -> dict[str, Path]:
-    """Folders of jobs by their seed."""
+    """The folders of a sweep's jobs, by their seed."""
     found = {}
     for path in sweep.glob("*/result.json"):
         result = json.loads(path.read_text())
@@ -167,10 +168,10 @@ def status(folder: Path) -> str:
 def assert_nothing_is_left(command: Command, *runs: Path) -> None:
     command.started.wait_for_the_end(60)
     assert command.started.shared_memory() == []
-    # PyTorch's cache of compiled code is one for all runs of a user; Ray keeps its logs.
+    # All runs of a user share PyTorch's cache of compiled code; Ray keeps its logs.
     left = set(os.listdir(command.temporary)) - {f"torchinductor_{getpass.getuser()}", "ray"}
     assert left == set()
-    # Threads of a process may take a moment longer than the process, and hold its files.
+    # The threads of a process may outlive it for a moment, with its lock files still open.
     wait_until(lambda: not any(map(is_running, runs)), 20, lambda: f"locked: {runs}")
 
 
@@ -187,7 +188,7 @@ def test_jobs_end_with_the_command(launcher: str, start: Start, tmp_path: Path) 
             (f / "checkpoints" / "last.ckpt").exists() for f in folders
         )
 
-    forked = launcher != "ray"  # whose own program starts its workers
+    forked = launcher != "ray"  # Ray's own program starts its workers
     command = start(*line, forked=forked)
     command.wait_until(are_training)
     command.kill()
@@ -196,7 +197,7 @@ def test_jobs_end_with_the_command(launcher: str, start: Start, tmp_path: Path) 
     }
     assert_nothing_is_left(command, *jobs(sweep).values())
 
-    # The same command goes on.
+    # The same command resumes the jobs.
     command = start(*line, forked=forked)
     assert command.process.wait(400) == 0, command.printed()
     assert set(map(status, jobs(sweep).values())) == {"completed"}
@@ -221,7 +222,7 @@ def test_processes_of_a_run_end_with_it(start: Start, tmp_path: Path) -> None:
     command = start(f"hydra.run.dir={run}", *two, forked=True, epochs=LONG)
     command.wait_until(last.exists)
     command.kill()
-    assert len(command.started.seen) >= 4  # torchrun, and the two
+    assert len(command.started.seen) >= 4  # with torchrun and its two processes
     assert_nothing_is_left(command, run)
     more = read_checkpoint(last)["epoch"] + 3
     command = start(f"ckpt_path={run}", *two, forked=True, epochs=more)
@@ -232,32 +233,34 @@ def test_processes_of_a_run_end_with_it(start: Start, tmp_path: Path) -> None:
 
 
 def hang_up(command: Command) -> None:
-    """Close the terminal: the kernel tells the command, and a shell tells all that it started."""
+    """Close the terminal: the kernel sends SIGHUP to the command, a shell to its whole group."""
     assert command.terminal is not None
     command.terminal.close()
     for _ in range(2):
         os.killpg(command.process.pid, signal.SIGHUP)
 
 
-@pytest.mark.parametrize("how", ["run", "sweep", "joblib"])
-def test_a_closed_terminal_is_an_interruption(how: str, start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["run", "sweep", "joblib"])
+def test_closing_the_terminal_interrupts_the_command(
+    kind: str, start: Start, tmp_path: Path
+) -> None:
     sweep = tmp_path / "runs" / "sweeps" / "s"
     single = tmp_path / "run"
     line = ["-m", "sweep.name=s", "seed=1,2"]
-    if how == "joblib":
+    if kind == "joblib":
         line += LAUNCHERS["joblib"]
-    elif how == "run":
+    elif kind == "run":
         line = ["seed=1", f"hydra.run.dir={single}"]
-    count = 2 if how == "joblib" else 1
+    count = 2 if kind == "joblib" else 1
 
     def runs() -> list[Path]:
-        folders = [single] if how == "run" else jobs(sweep).values()
+        folders = [single] if kind == "run" else jobs(sweep).values()
         return [folder for folder in folders if (folder / "checkpoints" / "last.ckpt").exists()]
 
-    # Once by Python, which sets itself up at a terminal.
+    # The single run starts in a new interpreter, since Python sets itself up for a terminal.
     every = "checkpoint_every_n_steps=1000"
-    epochs = LONG if how == "run" else None
-    command = start(*line, every, terminal=True, forked=how != "run", epochs=epochs)
+    epochs = LONG if kind == "run" else None
+    command = start(*line, every, terminal=True, forked=kind != "run", epochs=epochs)
     command.wait_until(lambda: len(runs()) == count)
     hang_up(command)
     assert command.process.wait(120) == 128 + signal.SIGHUP
@@ -265,7 +268,7 @@ def test_a_closed_terminal_is_an_interruption(how: str, start: Start, tmp_path: 
         assert status(folder) == "interrupted"
         read_checkpoint(folder / "checkpoints" / "last.ckpt")
     assert_nothing_is_left(command, *runs())
-    if how == "run":
+    if kind == "run":
         line.append(f"ckpt_path={single}")
         epochs = read_checkpoint(single / "checkpoints" / "last.ckpt")["epoch"] + 3
     else:
@@ -278,7 +281,7 @@ def test_a_closed_terminal_is_an_interruption(how: str, start: Start, tmp_path: 
 
 
 def test_ctrl_c_in_a_terminal_lets_the_jobs_save(start: Start, tmp_path: Path) -> None:
-    # The terminal signals the workers as well; the command then tells the jobs once more.
+    # The terminal signals the workers, too; the command then signals the jobs once more.
     sweep = tmp_path / "runs" / "sweeps" / "s"
     command = start("-m", "sweep.name=s", "seed=1,2,3,4", *LAUNCHERS["joblib"], forked=True)
     command.wait_until(lambda: len(jobs(sweep)) >= 3)

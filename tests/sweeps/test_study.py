@@ -1,4 +1,4 @@
-"""sweep=optuna: studies that choose, prune, survive a kill and are continued."""
+"""sweep=optuna: search spaces, sampling, pruning, and studies continued after a kill."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ LR = {"optimizer.lr": FloatDistribution(1e-4, 1e-1, log=True)}
 
 
 def trials(folder: Path, space: Any = LR, command: str = "a", **more: Any) -> Trials:
-    given: dict[str, Any] = {"maximize": True, "startup_trials": 3, "seed": 0, **more}
-    return Trials(folder, command, space, **given)
+    options: dict[str, Any] = {"maximize": True, "startup_trials": 3, "seed": 0, **more}
+    return Trials(folder, command, space, **options)
 
 
 def completed(value: float, pruned: bool = False) -> dict[str, Any]:
     return {"status": "completed", "monitor_value": value, "pruned": pruned}
 
 
-def read(folder: Path) -> list[optuna.trial.FrozenTrial]:
+def read_trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name=NAME, storage=storage(folder)).trials
 
 
-# What is drawn.
+# Search spaces and sampling.
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("a=interval(0,1)", FloatDistribution(0.0, 1.0)),
         ("a=tag(log,interval(1e-4,1e-2))", FloatDistribution(1e-4, 1e-2, log=True)),
@@ -65,27 +65,27 @@ def read(folder: Path) -> list[optuna.trial.FrozenTrial]:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_spaces_in_hydras_words(text: str, wanted: BaseDistribution) -> None:
+def test_hydra_sweeps_become_distributions(text: str, expected: BaseDistribution) -> None:
     (override,) = OverridesParser.create().parse_overrides([text])
-    assert distribution(override) == wanted
+    assert distribution(override) == expected
 
 
 @pytest.mark.parametrize("text", ["a=interval(2,1)", "a=tag(log,interval(0,1))"])
-def test_a_range_that_is_none(text: str) -> None:
+def test_an_invalid_range_is_refused(text: str) -> None:
     (override,) = OverridesParser.create().parse_overrides([text])
     with pytest.raises(UserError, match=text[:10].replace("(", r"\(")):
         distribution(override)
 
 
-def test_a_study_file_that_is_made_anew_is_whole(tmp_path: Path) -> None:
+def test_a_recreated_study_file_gets_its_tables(tmp_path: Path) -> None:
     for _ in range(2):
         for _ in range(2):
             trials(tmp_path)
-            assert read(tmp_path) == []
+            assert read_trials(tmp_path) == []
         (tmp_path / FILE).rename(tmp_path / "another")
 
 
-def test_a_study_of_another_optuna_is_refused(tmp_path: Path) -> None:
+def test_a_study_of_another_optuna_version_is_refused(tmp_path: Path) -> None:
     for name in ("known", "other"):
         (tmp_path / name).mkdir()
         trials(tmp_path / name)
@@ -98,7 +98,7 @@ def test_a_study_of_another_optuna_is_refused(tmp_path: Path) -> None:
         storage(tmp_path / "known")
 
 
-def test_numbers_are_short_and_inside(tmp_path: Path) -> None:
+def test_sampled_numbers_are_rounded_and_in_range(tmp_path: Path) -> None:
     space = {"x": FloatDistribution(0.123456, 0.123459), "y": FloatDistribution(1e-5, 1, log=True)}
     study = trials(tmp_path, space)
     for number in range(6):
@@ -110,36 +110,36 @@ def test_numbers_are_short_and_inside(tmp_path: Path) -> None:
     assert len({trial.params["y"] for trial in study.finished()}) == 6
 
 
-# Continued.
+# Continued studies.
 
 
-def test_an_interrupted_study_draws_what_an_unbroken_one_does(tmp_path: Path) -> None:
+def test_an_interrupted_study_samples_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
     def value(trial: optuna.trial.FrozenTrial) -> float:
         return -abs(trial.params["optimizer.lr"] - 0.003)
 
     drawn = []
-    for name, parts in (("unbroken", [8]), ("broken", [2, 5, 8])):
+    for name, parts in (("uninterrupted", [8]), ("interrupted", [2, 5, 8])):
         (tmp_path / name).mkdir()
         for total in parts:
             study = trials(tmp_path / name)
             while study.ask(total):
                 (trial,) = study.unfinished()
                 study.tell(trial.number, completed(value(trial)))
-        drawn.append([trial.params for trial in read(tmp_path / name)])
+        drawn.append([trial.params for trial in read_trials(tmp_path / name)])
     assert len(drawn[0]) == 8 and drawn[0] == drawn[1]
 
 
 @pytest.mark.slow
-def test_what_becomes_of_trials(tmp_path: Path) -> None:
+def test_failed_trials_are_repeated_and_interrupted_ones_continued(tmp_path: Path) -> None:
     study = trials(tmp_path)
     while study.ask(4):
         pass
     assert study.tell(0, completed(0.5)) and study.tell(1, {"status": "failed"})
     assert not study.tell(2, {"status": "interrupted"}) and not study.tell(3, {})
     assert [trial.number for trial in study.unfinished()] == [2, 3]
-    failed = read(tmp_path)[1].params
+    failed = read_trials(tmp_path)[1].params
 
-    # Those that were begun are still there; the failed one is tried again, as another.
+    # The unfinished trials are still there; the failed one is repeated as a new trial.
     study = trials(tmp_path)
     assert [trial.number for trial in study.unfinished()] == [2, 3]
     assert study.ask(4) and not study.ask(4)
@@ -149,8 +149,8 @@ def test_what_becomes_of_trials(tmp_path: Path) -> None:
     assert [trial.params for trial in trials(tmp_path).unfinished()].count(failed) == 1
 
 
-def test_a_trial_that_was_killed_at_birth(tmp_path: Path) -> None:
-    trials(tmp_path).study.ask()  # nothing drawn yet
+def test_a_trial_killed_before_its_values_were_drawn_is_replaced(tmp_path: Path) -> None:
+    trials(tmp_path).study.ask()  # no values drawn yet
     study = trials(tmp_path)
     assert study.unfinished() == [] and study.ask(1) and not study.ask(1)
     assert set(study.unfinished()[0].params) == set(LR)
@@ -164,7 +164,7 @@ OTHER_KIND = {"optimizer.lr": CategoricalDistribution(("1",))}
     [("b", LR, r"study of a, not of b.*sweep\.name"), ("a", OTHER_KIND, r"optimizer\.lr.*kind")],
     ids=["other-settings", "other-kind-of-space"],
 )
-def test_what_can_not_be_compared_is_refused(
+def test_a_study_of_other_settings_or_spaces_is_refused(
     name: str, space: Any, message: str, tmp_path: Path
 ) -> None:
     assert count_trials(tmp_path, "a", LR) == 0
@@ -182,17 +182,17 @@ def test_what_can_not_be_compared_is_refused(
 # Pruning.
 
 
-class Strategy:
+class FakeStrategy:
     def broadcast(self, value: bool) -> bool:
         return value
 
 
-class Loop:
+class FakeTrainer:
     """The part of a trainer that the callback uses."""
 
     max_epochs = 10
     is_global_zero = True
-    strategy = Strategy()
+    strategy = FakeStrategy()
 
     def __init__(self, epoch: int, value: float) -> None:
         self.current_epoch = epoch
@@ -203,23 +203,23 @@ class Loop:
 def report(folder: Path, trial: int, values: list[float], begin: int = 0) -> Pruning:
     callback = Pruning(folder, trial, "val/x", startup_trials=2, warmup_epochs=1)
     for epoch, value in enumerate(values, begin):
-        trainer: Any = Loop(epoch, value)
+        trainer: Any = FakeTrainer(epoch, value)
         callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
         if trainer.should_stop:
             break
     return callback
 
 
-def test_the_median_prunes(tmp_path: Path) -> None:
+def test_a_trial_below_the_median_is_pruned(tmp_path: Path) -> None:
     study = trials(tmp_path)
     for number, values in enumerate(([0.1, 0.2, 0.3], [0.3, 0.4, 0.5], [0.0, 0.0, 0.0])):
         study.ask(9)
         pruned = report(tmp_path, number, values).pruned
         assert study.tell(number, completed(max(values), pruned))
-    states = [trial.state for trial in read(tmp_path)]
+    states = [trial.state for trial in read_trials(tmp_path)]
     assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED]
-    # The first epoch is given to all.
-    assert read(tmp_path)[2].intermediate_values == {0: 0.0, 1: 0.0}
+    # No trial is pruned in the one warm-up epoch.
+    assert read_trials(tmp_path)[2].intermediate_values == {0: 0.0, 1: 0.0}
     study.ask(9)
     assert not report(tmp_path, 3, [0.0, 0.9, 0.9]).pruned
 
@@ -228,7 +228,7 @@ def test_an_epoch_is_reported_once(tmp_path: Path) -> None:
     trials(tmp_path).ask(1)
     report(tmp_path, 0, [0.1, 0.2])
     report(tmp_path, 0, [0.7, 0.3], begin=1)
-    assert read(tmp_path)[0].intermediate_values == {0: 0.1, 1: 0.2, 2: 0.3}
+    assert read_trials(tmp_path)[0].intermediate_values == {0: 0.1, 1: 0.2, 2: 0.3}
 
 
 def test_the_last_epoch_prunes_nothing(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_the_last_epoch_prunes_nothing(tmp_path: Path) -> None:
         study.tell(number, completed(value))
 
 
-# As a user starts it.
+# As a user runs it.
 
 
 @pytest.fixture
@@ -258,9 +258,9 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path) -> None:
+def test_a_killed_study_is_continued(command: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    # Low learning rates learn nothing: they end where they began.
+    # Low learning rates learn nothing, so some trials are pruned.
     space = ["optimizer.lr=tag(log,interval(1e-6,3e-2))", "trainer.max_epochs=5"]
     slow = "++callbacks.slow._target_=tests.running.SlowEpochs"
     command = [*command, *space, slow, "sweep.n_trials=6"]
@@ -281,19 +281,19 @@ def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path
         for path, time in before.items()
         if json.loads(path.read_text("utf-8"))["status"] == "completed"
     }
-    assert 2 <= len(done) < 6 and len(before) <= len(read(folder)) < 6
+    assert 2 <= len(done) < 6 and len(before) <= len(read_trials(folder)) < 6
 
-    ended = run_command(command, tmp_path, timeout=500)
-    assert ended.returncode == 0, ended.stderr
-    assert f"{len(done)} already finished" in ended.stdout
+    process = run_command(command, tmp_path, timeout=500)
+    assert process.returncode == 0, process.stderr
+    assert f"{len(done)} already finished" in process.stdout
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
     assert set(before) <= set(folder.glob("*/result.json"))
     stored = results(folder)
     assert Counter(result["status"] for result in stored) == {"completed": 6}
-    kept = read(folder)
-    assert len(kept) == 6
-    # What the study says is what the runs say.
-    for trial in kept:
+    stored_trials = read_trials(folder)
+    assert len(stored_trials) == 6
+    # The study agrees with the results of the runs.
+    for trial in stored_trials:
         drawn = {f"{key}={value}" for key, value in trial.params.items()}
         (result,) = (result for result in stored if drawn <= set(result["overrides"]))
         assert result["pruned"] == (trial.state == TrialState.PRUNED)
@@ -306,57 +306,58 @@ def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_trial_with_the_values_of_an_earlier_one_has_its_value(
+def test_a_trial_with_the_values_of_an_earlier_one_takes_its_score(
     command: list[str], tmp_path: Path
 ) -> None:
     space = ["optimizer.lr=choice(1e-2)", "model.dropout=0.3", "optimizer.weight_decay=0.1"]
-    ended = run_command([*command, *space, "sweep.n_trials=3"], tmp_path, timeout=500)
-    assert ended.returncode == 0, ended.stderr
-    assert "1 completed, 2 already finished" in ended.stdout
+    process = run_command([*command, *space, "sweep.n_trials=3"], tmp_path, timeout=500)
+    assert process.returncode == 0, process.stderr
+    assert "1 completed, 2 already finished" in process.stdout
     (result,) = results(tmp_path / "study")
-    assert [trial.value for trial in read(tmp_path / "study")] == [result["monitor_value"]] * 3
+    values = [trial.value for trial in read_trials(tmp_path / "study")]
+    assert values == [result["monitor_value"]] * 3
 
     def contents() -> dict[Path, bytes]:
         files = (path for path in (tmp_path / "study").rglob("*") if path.is_file())
         return {path: path.read_bytes() for path in files}
 
-    # What can't be continued is refused before a trial is shown and anything is written.
+    # A study that can't be continued is refused before anything is printed or written.
     before = contents()
     refused = run_command([*command, "optimizer.lr=interval(1,2)", *space[1:]], tmp_path)
     assert refused.returncode == 1 and "have drawn optimizer.lr from another" in refused.stderr
     assert refused.stdout == "" and contents() == before
-    # With fewer trials than there are, all are counted.
-    ended = run_command([*command, *space, "sweep.n_trials=1"], tmp_path)
-    assert ended.returncode == 0 and "Sweep study: 3 jobs" in ended.stdout
-    assert [f"[{number}/3]" in ended.stdout for number in (1, 2, 3)] == [True] * 3
+    # If sweep.n_trials is less than the number of trials, all of them are counted.
+    process = run_command([*command, *space, "sweep.n_trials=1"], tmp_path)
+    assert process.returncode == 0 and "Sweep study: 3 jobs" in process.stdout
+    assert [f"[{number}/3]" in process.stdout for number in (1, 2, 3)] == [True] * 3
 
 
 @pytest.mark.slow
-def test_trials_in_parallel_of_which_one_fails(command: list[str], tmp_path: Path) -> None:
+def test_one_of_two_parallel_trials_fails(command: list[str], tmp_path: Path) -> None:
     command = [
         *command, "sweep.n_trials=2", "sweep.seed=1",
         "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
         "optimizer.lr=choice(1e30,1e-2)", "model.dropout=0.3",
     ]  # fmt: skip
-    ended = run_command(command, tmp_path, timeout=500)
-    assert ended.returncode == 1
-    states = {trial.state for trial in read(tmp_path / "study")}
+    process = run_command(command, tmp_path, timeout=500)
+    assert process.returncode == 1
+    states = {trial.state for trial in read_trials(tmp_path / "study")}
     assert states == {TrialState.COMPLETE, TrialState.FAIL}
-    assert "not finite at epoch 0" in ended.stdout
-    for trial in read(tmp_path / "study"):
+    assert "not finite at epoch 0" in process.stdout
+    for trial in read_trials(tmp_path / "study"):
         assert set(trial.params) == {"optimizer.lr", "optimizer.weight_decay"}
 
 
 def test_without_optuna_the_error_says_what_to_install(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "optuna.py").write_text('raise ModuleNotFoundError("none", name="optuna")')
     env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(repository)))}
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(repository / "train.py"), "sweep=optuna"],
         cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert ended.returncode == 1
-    assert 'pip install "genre-lightning[optuna]"' in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert process.returncode == 1
+    assert 'pip install "genre-lightning[optuna]"' in process.stderr
+    assert "Traceback" not in process.stderr
     assert not (tmp_path / "runs").exists()
 
 

@@ -35,12 +35,12 @@ from tests.forking import Command, run_command, start_process
 from tests.running import assert_same_run
 
 
-def in_two(function: Callable[..., None], *arguments: Any) -> list[int | None]:
-    """Call ``function(rank, *arguments)`` in two processes, as torchrun does; their exit codes."""
+def run_ranks(function: Callable[..., None], *arguments: Any) -> list[int | None]:
+    """Call ``function(rank, *arguments)`` as two ranks, like torchrun; return the exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # By path, since a test is no module that another process can import.
+    # By path, since another process can't import a test file as a module.
     ranks = [
         start_process(
             runpy.run_path, __file__, {"CALL": (rank, port, function.__name__, *arguments)}, "rank"
@@ -88,18 +88,18 @@ def fit(
     return trainer, module, data
 
 
-def half(rank: int, cache: Path, out: Path) -> None:
+def train_half(rank: int, cache: Path, out: Path) -> None:
     trainer, module, _ = fit(cache, 8, 2)
     values = {name: value.item() for name, value in trainer.callback_metrics.items()}
     torch.save((module.network.state_dict(), values, trainer.global_step), out / f"{rank}.pt")
 
 
 @pytest.mark.slow
-def test_two_halves_of_a_batch_train_as_the_whole(tmp_path: Path) -> None:
+def test_two_processes_with_half_batches_train_like_one(tmp_path: Path) -> None:
     trainer, module, data = fit(tmp_path, 16, 1)
-    # Odd shares: the ranks differ in movies, though not in batches.
+    # An odd number of movies: the ranks have different numbers of movies, but as many batches.
     assert len(data.splits["val"]) % 2 == 1 and trainer.global_step >= 8
-    assert in_two(half, tmp_path, tmp_path) == [0, 0]
+    assert run_ranks(train_half, tmp_path, tmp_path) == [0, 0]
     expected = {name: value.item() for name, value in trainer.callback_metrics.items()}
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for state, values, steps in ranks:
@@ -110,7 +110,7 @@ def test_two_halves_of_a_batch_train_as_the_whole(tmp_path: Path) -> None:
     assert ranks[0][1] == ranks[1][1], "the ranks would disagree on which epoch is best"
 
 
-def fail_alone(rank: int, cache: Path) -> None:
+def fail_in_rank_1(rank: int, cache: Path) -> None:
     class Failing(pl.Callback):
         def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
             if trainer.global_rank == 1 and trainer.global_step == 2:
@@ -120,8 +120,8 @@ def fail_alone(rank: int, cache: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_others_do_not_wait_for_one_that_failed(tmp_path: Path) -> None:
-    codes = in_two(fail_alone, tmp_path)
+def test_a_rank_does_not_wait_for_one_that_failed(tmp_path: Path) -> None:
+    codes = run_ranks(fail_in_rank_1, tmp_path)
     assert all(code not in (0, None) for code in codes), codes
 
 
@@ -150,12 +150,12 @@ def test_how_many_processes_are_started(
     assert processes.processes_to_start({"accelerator": "cpu", **trainer}) == count
 
 
-def test_several_machines_are_not_started_from_one() -> None:
+def test_starting_several_machines_is_refused() -> None:
     with pytest.raises(UserError, match=r"num_nodes=2.*ddp_nodes"):
         processes.processes_to_start({"strategy": "ddp", "devices": 1, "num_nodes": 2})
 
 
-def test_processes_of_others_need_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_torchrun_need_a_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     def job(mode: RunMode, *overrides: str) -> Any:
         return SimpleNamespace(mode=mode, overrides=SimpleNamespace(hydra=list(overrides)))
 
@@ -203,11 +203,11 @@ run_in_processes(2, f"{folder}/script.py", cfg, Path(folder))
 def start(repository: Path, tmp_path: Path) -> Iterator[Callable[..., Command]]:
     started = []
 
-    def run(how: str, **more: Any) -> Command:
+    def run(mode: str, **options: Any) -> Command:
         (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
         env = {**os.environ, "PYTHONPATH": str(repository)}
-        arguments = ["-c", STARTER, repository / "conf", tmp_path, how]
-        process = Command(arguments, repository, env, **more)
+        arguments = ["-c", STARTER, repository / "conf", tmp_path, mode]
+        process = Command(arguments, repository, env, **options)
         started.append(process)
         return process
 
@@ -216,7 +216,7 @@ def start(repository: Path, tmp_path: Path) -> Iterator[Callable[..., Command]]:
         process.kill()
 
 
-def ended(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -225,21 +225,21 @@ def ended(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_one_that_fails_ends_all(start: Any, tmp_path: Path) -> None:
+def test_a_failed_process_ends_the_others(start: Any, tmp_path: Path) -> None:
     process = start("failing")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 1 and "ProcessError: UserError: no movies here" in errors
     stored = json.loads((tmp_path / "result.json").read_text())
     assert stored["status"] == "failed" and stored["error"] == "UserError: no movies here"
-    assert ended(int((tmp_path / "0.pid").read_text()))
+    assert has_ended(int((tmp_path / "0.pid").read_text()))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_they_end_with_the_process_that_started_them(
+def test_processes_end_with_the_one_that_started_them(
     number: int, start: Any, tmp_path: Path
 ) -> None:
-    # torchrun and its processes are once started by Python.
+    # For SIGKILL, torchrun and its processes are new interpreters instead of forks.
     process = start("sleeping", fork_interpreters=number != signal.SIGKILL)
     deadline = time.monotonic() + 240
     while len(list(tmp_path.glob("*.pid"))) < 2:
@@ -248,12 +248,12 @@ def test_they_end_with_the_process_that_started_them(
     process.send_signal(number)
     process.wait(60)
     pids = [int((tmp_path / f"{rank}.pid").read_text()) for rank in (0, 1)]
-    while not all(ended(pid) for pid in pids):
+    while not all(has_ended(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-# As a user starts it.
+# As a user runs it.
 
 
 @pytest.mark.slow
@@ -275,7 +275,7 @@ def test_a_sweep_of_runs_in_two_processes(
     assert stored["status"] == "completed", process.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep"]
 
-    # One process, the checkpoint and the whole of each split: the same numbers.
+    # One process computes the same metrics from the checkpoint and each whole split.
     folder = tmp_path / "sweep" / "1"
     model = load_model(folder / "checkpoints" / "best.ckpt")
     data = MovieDataModule.from_description(
@@ -286,7 +286,7 @@ def test_a_sweep_of_runs_in_two_processes(
     assert len(data.splits["val"]) % 2 == 1
     for split in ("val", "test"):
         assert stored[split] == split_metrics(model, score_split(model, data, split))
-    # And those which both processes have logged together.
+    # Both processes together logged the same metrics during training.
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["0", "1"]
@@ -297,10 +297,10 @@ def test_a_sweep_of_runs_in_two_processes(
 
 
 @pytest.mark.slow
-def test_two_processes_that_are_killed_go_on_as_if_they_had_not_been(
+def test_a_killed_run_in_two_processes_resumes_exactly(
     repository: Path, tiny_overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    def started(*more: str) -> Command:
+    def start_training(*more: str) -> Command:
         overrides = tiny_overrides("trainer=ddp", "trainer.devices=2", "data.batch_size=4", *more)
         return Command([repository / "train.py", *overrides], tmp_path)
 
@@ -309,7 +309,7 @@ def test_two_processes_that_are_killed_go_on_as_if_they_had_not_been(
 
     folder, last = tmp_path / "killed", tmp_path / "killed" / "checkpoints" / "last.ckpt"
     often = ["trainer.max_epochs=3", "checkpoint_every_n_steps=4"]
-    process = started(f"hydra.run.dir={folder}", *often, "checkpoint_in_background=true")
+    process = start_training(f"hydra.run.dir={folder}", *often, "checkpoint_in_background=true")
     deadline = time.monotonic() + 240
     while not last.exists():
         assert process.poll() is None and time.monotonic() < deadline, process.stderr
@@ -319,13 +319,13 @@ def test_two_processes_that_are_killed_go_on_as_if_they_had_not_been(
     assert torch.load(last, weights_only=True)["global_step"] < 3 * 10
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "interrupted", result
-    while is_running(folder):  # the others are ending
+    while is_running(folder):  # the other processes are still ending
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    finish(started(f"ckpt_path={folder}", *often))
-    other = tmp_path / "unbroken"
-    finish(started(f"hydra.run.dir={other}", *often))
-    assert_same_run(folder, other)
+    finish(start_training(f"ckpt_path={folder}", *often))
+    reference = tmp_path / "reference"
+    finish(start_training(f"hydra.run.dir={reference}", *often))
+    assert_same_run(folder, reference)
 
 
 if __name__ == "rank":

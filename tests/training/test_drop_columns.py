@@ -43,7 +43,9 @@ def batch(data: MovieDataModule) -> MovieBatch:
     return next(iter(data.loader("train", device="cpu")))
 
 
-def module(data: MovieDataModule, drop_columns: float, *names: str, **more: Any) -> GenreModule:
+def make_module(
+    data: MovieDataModule, drop_columns: float, *names: str, **more: Any
+) -> GenreModule:
     chosen = {name: NETWORKS[name] for name in names or NETWORKS}
     inputs = {name: data.inputs[name] for name in chosen}
     described = data.describe()
@@ -58,102 +60,101 @@ def module(data: MovieDataModule, drop_columns: float, *names: str, **more: Any)
     )
 
 
-def kept(own: GenreModule, batch: MovieBatch) -> dict[str, torch.Tensor]:
-    """By branch, (B,) whether its logits are not zero: all movies that keep the column."""
-    own.train()
-    branch_logits = own.network.branch_logits(batch.parts, len(batch))
-    dropped = own._apply_column_dropout(branch_logits, batch)
+def kept(module: GenreModule, batch: MovieBatch) -> dict[str, torch.Tensor]:
+    """By branch, (B,) whether a movie has the column and keeps it: its logits are not zero."""
+    module.train()
+    branch_logits = module.network.branch_logits(batch.parts, len(batch))
+    dropped = module._apply_column_dropout(branch_logits, batch)
     for name, logits in dropped.items():
-        # All of a movie or nothing, of every member.
+        # Each member keeps all logits of a movie or none.
         same = (logits == branch_logits[name]).all(dim=-1)
-        nothing = (logits == 0).all(dim=-1)
-        assert (same | nothing).all(), name
-    found = {name: (logits != 0).any(dim=-1) for name, logits in dropped.items()}
-    assert all((one == one[0]).all() for one in found.values() if one.ndim == 2)
-    return {name: one[0] if one.ndim == 2 else one for name, one in found.items()}
+        zero = (logits == 0).all(dim=-1)
+        assert (same | zero).all(), name
+    masks = {name: (logits != 0).any(dim=-1) for name, logits in dropped.items()}
+    assert all((mask == mask[0]).all() for mask in masks.values() if mask.ndim == 2)
+    return {name: mask[0] if mask.ndim == 2 else mask for name, mask in masks.items()}
 
 
-def seen(batch: MovieBatch, name: str) -> torch.Tensor:
-    has_column = torch.zeros(len(batch), dtype=torch.bool)
-    has_column[batch.parts[name].rows] = True
-    return has_column
+def has_column(batch: MovieBatch, name: str) -> torch.Tensor:
+    mask = torch.zeros(len(batch), dtype=torch.bool)
+    mask[batch.parts[name].rows] = True
+    return mask
 
 
-def test_columns_go_as_a_whole_and_never_all_that_a_movie_has(
+def test_columns_are_dropped_whole_and_never_all_of_a_movie(
     data: MovieDataModule, batch: MovieBatch
 ) -> None:
-    own = module(data, 0.6)
+    module = make_module(data, 0.6)
     assert 20 < len(batch.parts["poster"]) < len(batch)
     # Each title has a year.
-    assert seen(batch, "year").all() and seen(batch, "terms").all()
+    assert has_column(batch, "year").all() and has_column(batch, "terms").all()
     for seed in range(20):
-        kept_movies = kept(own, replace(batch, seed=seed))
+        kept_movies = kept(module, replace(batch, seed=seed))
         assert torch.equal(kept_movies["terms"], kept_movies["year"])
-        poster = seen(batch, "poster")
+        poster = has_column(batch, "poster")
         assert not kept_movies["poster"][~poster].any()
-        # Whoever has a title alone keeps it.
+        # A movie with only a title keeps it.
         assert kept_movies["terms"][~poster].all()
         assert (kept_movies["terms"] | kept_movies["poster"]).all()
 
 
-def test_each_column_goes_as_often_as_asked_for(data: MovieDataModule, batch: MovieBatch) -> None:
-    own, poster = module(data, 0.3), seen(batch, "poster")
+def test_each_column_is_dropped_at_the_given_rate(data: MovieDataModule, batch: MovieBatch) -> None:
+    module, poster = make_module(data, 0.3), has_column(batch, "poster")
     share = []
     for seed in range(60):
-        kept_movies = kept(own, replace(batch, seed=seed))
+        kept_movies = kept(module, replace(batch, seed=seed))
         share.append(
             [float(kept_movies[name][poster].float().mean()) for name in ("terms", "poster")]
         )
-    # Not dropped, or dropped together with the other one: 0.7 + 0.3 * 0.3.
-    for one in torch.tensor(share).mean(dim=0).tolist():
-        assert one == pytest.approx(0.79, abs=0.02)
+    # Not dropped, or restored since the other would be dropped, too: 0.7 + 0.3 * 0.3.
+    for mean in torch.tensor(share).mean(dim=0).tolist():
+        assert mean == pytest.approx(0.79, abs=0.02)
 
 
-def test_the_batchs_seed_tells_what_is_dropped(data: MovieDataModule, batch: MovieBatch) -> None:
-    own = module(data, 0.5)
+def test_the_seed_of_a_batch_decides_what_is_dropped(
+    data: MovieDataModule, batch: MovieBatch
+) -> None:
+    module = make_module(data, 0.5)
     state = torch.random.get_rng_state()
-    first = own._apply_column_dropout(
-        own.network.eval().branch_logits(batch.parts, len(batch)), batch
-    )
+    branch_logits = module.network.eval().branch_logits(batch.parts, len(batch))
+    first = module._apply_column_dropout(branch_logits, batch)
     assert torch.equal(torch.random.get_rng_state(), state)
-    again = own._apply_column_dropout(own.network.branch_logits(batch.parts, len(batch)), batch)
-    other = replace(batch, seed=batch.seed + 1)
-    changed = own._apply_column_dropout(own.network.branch_logits(batch.parts, len(batch)), other)
+    again = module._apply_column_dropout(branch_logits, batch)
+    changed = module._apply_column_dropout(branch_logits, replace(batch, seed=batch.seed + 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], changed[name]) for name in first)
 
 
-def test_what_is_dropped_is_not_drawn_as_augmentation_is(
-    data: MovieDataModule, batch: MovieBatch
-) -> None:
-    own, poster, agreed = module(data, 0.5, "terms", "poster"), seen(batch, "poster"), []
+def test_dropping_is_independent_of_augmentation(data: MovieDataModule, batch: MovieBatch) -> None:
+    module, poster = make_module(data, 0.5, "terms", "poster"), has_column(batch, "poster")
+    agreement = []
     for seed in range(10):
-        # By the batch's own seed, as PosterAugment draws.
+        # Drawn from the batch's own seed, as in PosterAugment.
         drawn = torch.rand(len(batch), 2, generator=torch.Generator().manual_seed(seed)) >= 0.5
-        by_the_seed = drawn[:, 0] | ~drawn.any(dim=1)
-        kept_movies = kept(own, replace(batch, seed=seed))["terms"]
-        agreed.append(float((kept_movies == by_the_seed)[poster].float().mean()))
-    # By chance: both keep it, 0.75 ** 2, or both don't.
-    assert sum(agreed) / len(agreed) == pytest.approx(0.625, abs=0.05)
+        kept_by_seed = drawn[:, 0] | ~drawn.any(dim=1)
+        kept_movies = kept(module, replace(batch, seed=seed))["terms"]
+        agreement.append(float((kept_movies == kept_by_seed)[poster].float().mean()))
+    # By chance: both keep the title, 0.75 ** 2, or both drop it, 0.25 ** 2.
+    assert sum(agreement) / len(agreement) == pytest.approx(0.625, abs=0.05)
 
 
 def test_nothing_is_dropped_in_validation(data: MovieDataModule, batch: MovieBatch) -> None:
     collected = []
     for share in (0.0, 0.9):
-        own = module(data, share).eval()
-        own.validation_step(batch, 0)
-        collected.append(own.collector.compute()[0])
+        module = make_module(data, share).eval()
+        module.validation_step(batch, 0)
+        collected.append(module.collector.compute()[0])
         assert bool(collected[-1].any())
     assert torch.equal(*collected)
 
 
 def test_with_one_column_nothing_is_dropped(data: MovieDataModule, batch: MovieBatch) -> None:
-    own = module(data, 0.9, "terms", "year")
-    branch_logits = own.network.branch_logits(batch.parts, len(batch))
-    assert own._apply_column_dropout(branch_logits, batch) is branch_logits
+    module = make_module(data, 0.9, "terms", "year")
+    branch_logits = module.network.branch_logits(batch.parts, len(batch))
+    assert module._apply_column_dropout(branch_logits, batch) is branch_logits
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_share_out_of_range_is_refused(data: MovieDataModule, share: float) -> None:
     with pytest.raises(UserError, match=r"training\.drop_columns"):
-        module(data, share)
+        make_module(data, share)

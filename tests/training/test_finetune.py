@@ -30,7 +30,7 @@ POSTER = "model.branches.poster_timm"
 FROZEN = 5
 
 
-def finetuned(tiny_overrides: Overrides, *more: str) -> list[str]:
+def finetune_overrides(tiny_overrides: Overrides, *more: str) -> list[str]:
     return tiny_overrides(
         "model/branch=[title_tfidf,poster_timm]", f"{POSTER}.finetune=true",
         f"{POSTER}.finetuned.input.size=[48,32]",
@@ -48,7 +48,7 @@ def run(
     groups: list[list[dict[str, Any]]] = []
     step = GenreModule.training_step
 
-    def spied(module: GenreModule, *arguments: Any) -> Any:
+    def recorded_step(module: GenreModule, *arguments: Any) -> Any:
         optimizer = module.trainer.optimizers[0]
         branch = module.network.branches["poster_timm"]
         names = {id(p): name for name, p in branch.named_parameters()}
@@ -66,19 +66,19 @@ def run(
         return step(module, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GenreModule, "training_step", spied)
-        train_here(folder, finetuned(tiny_overrides))
+        patch.setattr(GenreModule, "training_step", recorded_step)
+        train_here(folder, finetune_overrides(tiny_overrides))
     return folder, groups
 
 
-def packaged() -> dict[str, torch.Tensor]:
-    found = open_encoder(resolve("lite0", trusted=True, size=[48, 32]))
-    assert isinstance(found, ImageEncoder)
-    return found.module.state_dict()
+def pretrained_weights() -> dict[str, torch.Tensor]:
+    encoder = open_encoder(resolve("lite0", trusted=True, size=[48, 32]))
+    assert isinstance(encoder, ImageEncoder)
+    return encoder.module.state_dict()
 
 
 @pytest.mark.slow
-def test_every_group_is_there_from_the_first_step_on(
+def test_every_parameter_group_exists_from_the_first_step_on(
     run: tuple[Path, list[list[dict[str, Any]]]],
 ) -> None:
     _, groups = run
@@ -87,39 +87,39 @@ def test_every_group_is_there_from_the_first_step_on(
     assert isinstance(branch, PosterEncoder)
     scales = branch.lr_scales()
     assert sum(scale == 0 for scale in scales.values()) > 0
-    for now in groups:
-        rates = {name: group["initial_lr"] for group in now for name in group["names"]}
+    for step_groups in groups:
+        rates = {name: group["initial_lr"] for group in step_groups for name in group["names"]}
         assert set(rates) == {name for name, _ in branch.named_parameters()}
         for name, rate in rates.items():
             assert rate == pytest.approx(rates["head.weight"] * scales.get(name, 1.0)), name
-        for group in now:  # what decay takes off in a step does not depend on the layer
-            taken = group["initial_lr"] * group["weight_decay"]
-            assert not taken or taken == pytest.approx(
-                max(g["initial_lr"] * g["weight_decay"] for g in now)
+        for group in step_groups:  # the decay in a step does not depend on the layer
+            decay = group["initial_lr"] * group["weight_decay"]
+            assert not decay or decay == pytest.approx(
+                max(g["initial_lr"] * g["weight_decay"] for g in step_groups)
             )
-    assert [len(now) for now in groups] == [len(groups[0])] * len(groups)
+    assert [len(step_groups) for step_groups in groups] == [len(groups[0])] * len(groups)
 
 
 @pytest.mark.slow
-def test_frozen_layers_and_statistics_stay_to_the_last_bit(
+def test_frozen_layers_and_statistics_stay_bit_identical(
     run: tuple[Path, list[list[dict[str, Any]]]],
 ) -> None:
     model = load_model(run[0] / "checkpoints" / "last.ckpt")
     branch = model.network.branches["poster_timm"]
     assert isinstance(branch, PosterEncoder)
-    scales, before = branch.lr_scales(), packaged()
+    scales, before = branch.lr_scales(), pretrained_weights()
     parameters = dict(branch.named_parameters())
     for name, value in before.items():
-        now = branch.state_dict()[f"encoder.{name}"]
-        own = f"encoder.{name}"
-        if own not in parameters or scales[own] == 0:
-            assert torch.equal(now, value), name
+        key = f"encoder.{name}"
+        after = branch.state_dict()[key]
+        if key not in parameters or scales[key] == 0:
+            assert torch.equal(after, value), name
         else:
-            assert not torch.equal(now, value), name
+            assert not torch.equal(after, value), name
 
 
 @pytest.mark.slow
-def test_the_checkpoint_rebuilds_without_the_weights_package(
+def test_a_checkpoint_is_rebuilt_without_the_weights_package(
     run: tuple[Path, list[list[dict[str, Any]]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from genre_lightning.data.datamodule import MovieDataModule
@@ -140,7 +140,7 @@ def test_resuming_is_exact(
     which: str, repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     if which == "finetuned":
-        overrides = finetuned(tiny_overrides, "trainer.max_epochs=3")
+        overrides = finetune_overrides(tiny_overrides, "trainer.max_epochs=3")
     else:
         overrides = tiny_overrides(
             "model/branch=[title_linear,title_year,poster_resnet]", "model.members=3",
@@ -152,7 +152,7 @@ def test_resuming_is_exact(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     last = killed / "checkpoints" / "last.ckpt"
     resumed = [*overrides, f"ckpt_path={last}"]
-    ended = train_in_turn(
+    exit_codes = train_in_turn(
         repository,
         [
             (whole, overrides, ()),
@@ -163,5 +163,5 @@ def test_resuming_is_exact(
         "timm",
     )
     logs = "".join(log.read_text()[-3000:] for log in tmp_path.glob("*.log"))
-    assert ended == [0, -9, -9, 0], logs
+    assert exit_codes == [0, -9, -9, 0], logs
     assert_same_run(whole, killed)

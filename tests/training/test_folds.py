@@ -61,7 +61,7 @@ def module_of(data: MovieDataModule, network: Fusion, **changes: Any) -> GenreMo
     )
 
 
-def test_every_train_movie_validates_and_is_in_one_fold(data: MovieDataModule):
+def test_every_train_movie_is_validated_and_in_one_fold(data: MovieDataModule):
     train, val, test = (data.splits[name] for name in ("train", "val", "test"))
     assert val.tolist() == train.tolist()
     assert not set(train) & set(test)
@@ -73,7 +73,7 @@ def test_every_train_movie_validates_and_is_in_one_fold(data: MovieDataModule):
     assert sizes.max() - sizes.min() <= 0.2 * len(train)
 
 
-def test_folds_have_the_shares_of_each_label():
+def test_folds_are_stratified_by_label():
     rng = np.random.default_rng(0)
     labels = (rng.random((400, 5)) < [0.5, 0.3, 0.2, 0.1, 0.05]).astype(np.uint8)
     fold = fold_movies(labels, 4, seed=1)
@@ -99,24 +99,24 @@ def test_a_member_has_no_gradient_from_its_own_fold(data: MovieDataModule):
     assert head.grad[2].abs().max() > 0
 
 
-def test_the_loss_is_that_of_a_plain_loop(data: MovieDataModule):
+def test_the_loss_equals_that_of_a_plain_loop(data: MovieDataModule):
     network = network_of(data)
     module = module_of(data, network)
     torch.manual_seed(0)
     logits = torch.randn(FOLDS, 7, len(data.genres))
     targets = (torch.rand(7, len(data.genres)) < 0.3).float()
     folds = torch.tensor([0, 1, 2, 0, 1, 2, -1])
-    cells = [
+    losses = [
         nn.functional.binary_cross_entropy_with_logits(logits[m, b], targets[b], reduction="none")
         for m in range(FOLDS)
         for b in range(7)
         if int(folds[b]) != m
     ]
-    expected = torch.stack(cells).mean()
+    expected = torch.stack(losses).mean()
     assert torch.allclose(module._loss(logits, targets, folds), expected, atol=1e-6)
 
 
-def test_in_validation_the_member_that_is_blind_to_a_movie_speaks_alone(data: MovieDataModule):
+def test_validation_logits_are_of_the_member_trained_without_the_movie(data: MovieDataModule):
     network = network_of(data)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -126,9 +126,9 @@ def test_in_validation_the_member_that_is_blind_to_a_movie_speaks_alone(data: Mo
 
     def per_member(name: str, part: Part) -> Tensor:
         logits: Tensor = network.branches[name](**part.numbers, per_member=True)
-        everywhere = torch.zeros(FOLDS, len(batch), len(data.genres))
-        everywhere[:, part.rows] = logits
-        return everywhere
+        padded = torch.zeros(FOLDS, len(batch), len(data.genres))
+        padded[:, part.rows] = logits
+        return padded
 
     total = network.prior + sum(per_member(name, part) for name, part in batch.parts.items())
     expected = torch.stack([total[int(fold), row] for row, fold in enumerate(batch.folds)])
@@ -167,27 +167,27 @@ def test_stacking_of_a_fold_is_fitted_on_the_others(
     for fold in range(FOLDS):
         others, own = batch.folds != fold, batch.folds == fold
         expected = fit_stacking(
-            *(each[others].numpy() for each in (sums, by_branch, batch.targets))
+            *(array[others].numpy() for array in (sums, by_branch, batch.targets))
         )
         np.testing.assert_allclose(stacking.genres[fold], expected.genres, atol=1e-4)
         np.testing.assert_allclose(stacking.offsets[fold], expected.offsets, atol=1e-4)
         answer = sums[own].numpy() + expit(sums[own].numpy()) @ expected.genres.T + expected.offsets
-        for place, name in enumerate(branches):
-            weights = expected.branches[place]
+        for index, name in enumerate(branches):
+            weights = expected.branches[index]
             np.testing.assert_allclose(stacking.branches[name][fold], weights, atol=1e-4)
-            answer += (weights - 1) * by_branch[own, place].numpy()
+            answer += (weights - 1) * by_branch[own, index].numpy()
         np.testing.assert_allclose(logits[own].numpy(), answer, atol=1e-3)
     scores = torch.sigmoid(logits)
     thresholds = fit_thresholds(scores, batch.targets, micro_weight=0.3)
     torch.testing.assert_close(module.thresholds, thresholds)
-    monitored = trainer.callback_metrics
+    metrics = trainer.callback_metrics
     for name, value in genre_metrics(scores, batch.targets, thresholds).items():
-        assert float(monitored[f"val/{name}"]) == pytest.approx(value, abs=1e-5), name
+        assert float(metrics[f"val/{name}"]) == pytest.approx(value, abs=1e-5), name
     loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.targets)
-    assert float(monitored["val/loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(metrics["val/loss"]) == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_a_checkpoint_scores_with_it_as_training_did(
+def test_a_checkpoint_with_stacking_scores_as_in_training(
     data: MovieDataModule, stacked: tuple[GenreModule, pl.Trainer], tmp_path: Path
 ):
     module, trainer = stacked
@@ -198,16 +198,16 @@ def test_a_checkpoint_scores_with_it_as_training_did(
     for name, value in trainer.callback_metrics.items():
         if name.startswith("val/"):
             assert metrics[name.removeprefix("val/")] == pytest.approx(float(value), abs=1e-6), name
-    # Resuming goes on from it, until the next validation.
-    fresh = module_of(data, network_of(data), stacking=True)
-    fresh._trainer = trainer
-    fresh.on_load_checkpoint(torch.load(tmp_path / "best.ckpt", weights_only=True))
-    before, after = module.network.stacking, fresh.network.stacking
+    # A resumed run keeps its stacking until the next validation.
+    resumed = module_of(data, network_of(data), stacking=True)
+    resumed._trainer = trainer
+    resumed.on_load_checkpoint(torch.load(tmp_path / "best.ckpt", weights_only=True))
+    before, after = module.network.stacking, resumed.network.stacking
     assert before is not None and after is not None
     assert after.to_lists() == before.to_lists()
 
 
-def test_label_sets_of_a_fold_are_those_of_the_others(data: MovieDataModule, tmp_path: Path):
+def test_label_sets_of_a_fold_are_counted_on_the_others(data: MovieDataModule, tmp_path: Path):
     network = network_of(data)
     targets, folds = data.train_labels()
     assert folds is not None
@@ -235,7 +235,7 @@ def test_label_sets_of_a_fold_are_those_of_the_others(data: MovieDataModule, tmp
         torch.testing.assert_close(scores.logits[own], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_label_sets_need_scores_of_their_own(data: MovieDataModule):
+def test_label_sets_with_cross_entropy_are_refused(data: MovieDataModule):
     network = network_of(data)
     network.label_sets = LabelSets.from_targets(*data.train_labels())
     with pytest.raises(UserError, match=r"label_sets=true.*loss=bce"):
@@ -257,7 +257,7 @@ def test_stacking_of_too_many_genres_is_refused(
     module_of(data, network_of(data))
 
 
-def test_stacking_needs_folds_and_scores_of_their_own(data: MovieDataModule):
+def test_stacking_needs_folds_and_refuses_cross_entropy(data: MovieDataModule):
     assert not module_of(data, network_of(data), folds=1, stacking=True).fits_stacking
     with pytest.raises(UserError, match=r"training\.stacking=true.*loss=bce"):
         GenreModule(
@@ -275,7 +275,7 @@ def test_members_and_folds_must_agree(data: MovieDataModule):
         module_of(data, network_of(data, members=2))
 
 
-def test_a_dataset_with_a_validation_split_of_its_own_keeps_it(tmp_path: Path):
+def test_a_dataset_keeps_its_own_validation_split(tmp_path: Path):
     rows = [f"Movie {n} ({1950 + n}),,Drama|War,{split}" for n, split in enumerate(
         ["train"] * 8 + ["val"] * 4 + ["test"] * 4
     )]  # fmt: skip
@@ -289,6 +289,6 @@ def test_a_dataset_with_a_validation_split_of_its_own_keeps_it(tmp_path: Path):
 
 
 @pytest.mark.parametrize("folds", [0, 65, 2.5, True])
-def test_an_odd_number_of_folds_is_refused(folds: Any):
+def test_an_invalid_number_of_folds_is_refused(folds: Any):
     with pytest.raises(DataError, match=r"data\.folds"):
         MovieDataModule("demo", {}, folds=folds)

@@ -78,14 +78,14 @@ def fit(module: GenreModule, data: MovieDataModule, folder: Path, **arguments: A
 
 
 def dense(data: MovieDataModule, rows: np.ndarray) -> np.ndarray:
-    """(N, V + D) float64: terms and years side by side, each times what makes C = 1 of its L2."""
+    """(N, V + D) float64: terms and years side by side, scaled so that each L2 becomes C = 1."""
     (batch,) = data.batches.gather([(rows, 0)]).batches()
     words, year = batch.parts["words"].numbers, batch.parts["year"].numbers["vectors"]
     size = data.inputs["words"].network_arguments()["vocabulary_size"]
     terms = np.zeros((len(rows), size))
-    ends = [*words["offsets"].tolist(), len(words["indices"])]
+    bounds = [*words["offsets"].tolist(), len(words["indices"])]
     for row in range(len(rows)):
-        own = slice(ends[row], ends[row + 1])
+        own = slice(bounds[row], bounds[row + 1])
         np.add.at(terms[row], words["indices"][own].numpy(), words["weights"][own].double().numpy())
     years = np.zeros((len(rows), year.shape[-1]))
     years[batch.parts["year"].rows.numpy()] = year.double().numpy().reshape(-1, year.shape[-1])
@@ -99,27 +99,27 @@ def test_each_member_is_the_logistic_regression_of_its_movies(
     module = module_of(data)
     fit(module, data, tmp_path)
     train, fold = data.splits["train"], data.batches.folds
-    everywhere = np.concatenate([train, data.splits["test"]])
-    (batch,) = data.batches.gather([(everywhere, 0)]).batches()
+    rows = np.concatenate([train, data.splits["test"]])
+    (batch,) = data.batches.gather([(rows, 0)]).batches()
     module.network.train()
     for dropout in module.network.modules():
         if isinstance(dropout, DROPOUTS):
             dropout.eval()
     with torch.no_grad():
         logits = module.network.total(module.network.branch_logits(batch.parts, len(batch)))
-    features = dense(data, everywhere)
+    features = dense(data, rows)
     assert len(data.genres) > 3
     for member in range(data.folds):
-        learnt = np.isin(everywhere, train) & (fold[everywhere] != member)
+        is_trained_on = np.isin(rows, train) & (fold[rows] != member)
         for genre in range(len(data.genres)):
-            labels = data.labels[everywhere, genre]
+            labels = data.labels[rows, genre]
             oracle = LogisticRegression(C=1.0, tol=1e-8, max_iter=5000)
-            oracle.fit(features[learnt], labels[learnt])
+            oracle.fit(features[is_trained_on], labels[is_trained_on])
             expected = oracle.decision_function(features)
             np.testing.assert_allclose(logits[member, :, genre].numpy(), expected, atol=0.02)
 
 
-def test_a_penalty_is_that_of_its_formula():
+def test_the_penalty_matches_its_formula():
     """One step on a quadratic whose optimum is known: sum (w - 1)^2 / 2 + p / 2 w^2."""
     weights, bias = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
     fixed = torch.nn.Parameter(torch.zeros(3))
@@ -143,7 +143,7 @@ def test_a_penalty_is_that_of_its_formula():
 
 
 @pytest.mark.parametrize("lr", [0.001, 1.0])
-def test_the_first_step_of_the_line_search_does_not_matter(
+def test_the_first_step_of_the_line_search_does_not_change_the_optimum(
     lr: float, data: MovieDataModule, tmp_path: Path
 ):
     fits = []
@@ -155,14 +155,14 @@ def test_the_first_step_of_the_line_search_does_not_matter(
     torch.testing.assert_close(fits[0], fits[1], atol=0.01, rtol=0)
 
 
-def test_a_branch_at_rate_0_stays(data: MovieDataModule, tmp_path: Path):
+def test_a_branch_with_lr_scale_0_is_not_trained(data: MovieDataModule, tmp_path: Path):
     module = module_of(data, lr_scales={"words": 0.0})
     fit(module, data, tmp_path)
     assert not module.network.branches["words"].get_parameter("embed.weight").any()
     assert module.network.branches["year"].get_parameter("head.weight").any()
 
 
-def test_gradients_are_not_cut(data: MovieDataModule, tmp_path: Path):
+def test_gradient_clipping_is_refused(data: MovieDataModule, tmp_path: Path):
     with pytest.raises(UserError, match=r"lbfgs .*: set trainer\.gradient_clip_val=null"):
         fit(module_of(data), data, tmp_path, gradient_clip_val=1.0)
 

@@ -1,4 +1,4 @@
-"""The training module: its losses, its thresholds, what it refuses."""
+"""The training module: loss, thresholds, learning rates, and settings that it refuses."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ from genre_lightning.training.module import DivergedError, GenreModule
 from genre_lightning.training.schedule import warmup_cosine
 from tests.drawn import drawn_data
 
+MakeModule = Callable[..., GenreModule]
+
 TITLE = {"name": "terms_mlp", "hidden": 8, "dropout": 0.0}
 POSTER = {
     "name": "poster_resnet", "widths": [4, 8], "blocks": [1, 1], "stem_stride": 4, "dropout": 0.0,
@@ -54,8 +56,8 @@ def detached(data: MovieDataModule) -> Iterator[None]:
 
 
 @pytest.fixture
-def make(data: MovieDataModule) -> Callable[..., GenreModule]:
-    def module(
+def make_module(data: MovieDataModule) -> MakeModule:
+    def make(
         *names: str, loss: str = "bce", lr: float = 0.01, describe: Any = None, **more: Any
     ) -> GenreModule:
         torch.manual_seed(0)
@@ -75,10 +77,10 @@ def make(data: MovieDataModule) -> Callable[..., GenreModule]:
             **more,
         )
 
-    return module
+    return make
 
 
-def trainer(folder: Path, **more: Any) -> pl.Trainer:
+def make_trainer(folder: Path, **more: Any) -> pl.Trainer:
     options: dict[str, Any] = {
         "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "max_epochs": 1,
         "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
@@ -87,24 +89,22 @@ def trainer(folder: Path, **more: Any) -> pl.Trainer:
     return pl.Trainer(**{**options, **more})
 
 
-def prepared(data: MovieDataModule, split: str = "train") -> MovieBatch:
+def first_batch(data: MovieDataModule, split: str = "train") -> MovieBatch:
     return next(iter(data.loader(split, device="cpu")))
 
 
-def some(data: MovieDataModule, rows: list[int]) -> MovieBatch:
-    """A prepared batch of these movies."""
+def batch_of(data: MovieDataModule, rows: list[int]) -> MovieBatch:
+    """A prepared batch of the movies with these numbers."""
     group = data.batches.gather([(np.array(rows), 0)])
     (batch,) = data._prepare(group, torch.device("cpu"), False).batches()
     return batch
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
-def test_the_loss_of_a_step(
-    weight: float, make: Callable[..., GenreModule], data: MovieDataModule
-) -> None:
-    module = make(branch_loss=weight).eval()
+def test_the_loss_of_a_step(weight: float, make_module: MakeModule, data: MovieDataModule) -> None:
+    module = make_module(branch_loss=weight).eval()
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
-    batch = prepared(data)
+    batch = first_batch(data)
     seen = batch.parts["poster"].rows
     assert 0 < len(seen) < len(batch)
     actual = module.training_step(batch, 0)
@@ -114,28 +114,28 @@ def test_the_loss_of_a_step(
     summed = module.network(batch.parts, len(batch))
     expected = F.binary_cross_entropy_with_logits(summed, batch.targets)
     expected = expected + weight * F.binary_cross_entropy_with_logits(title + prior, batch.targets)
-    cells = [
+    losses = [
         F.binary_cross_entropy_with_logits(poster[row] + prior, batch.targets[row])
         for row in seen.tolist()
     ]
-    expected = expected + weight * sum(cells) / len(cells)
+    expected = expected + weight * sum(losses) / len(losses)
     torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("branch", ["title", "poster"])
-def test_one_branch_has_one_loss(
-    branch: str, make: Callable[..., GenreModule], data: MovieDataModule
+def test_branch_loss_changes_nothing_for_a_single_branch(
+    branch: str, make_module: MakeModule, data: MovieDataModule
 ) -> None:
-    batch = prepared(data)
+    batch = first_batch(data)
     losses = []
     for weight in (0.0, 0.5):
-        module = make(branch, branch_loss=weight).eval()
+        module = make_module(branch, branch_loss=weight).eval()
         module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
         losses.append(module.training_step(batch, 0))
     assert torch.equal(*losses)
 
 
-class Waits(TorchDispatchMode):
+class BlockingCopies(TorchDispatchMode):
     """Records blocking copies to another device, which make a GPU wait."""
 
     def __init__(self) -> None:
@@ -175,48 +175,48 @@ def put_on_gpu(module: GenreModule) -> None:
                     setattr(part, name, empty_on_gpu(start))
 
 
-def test_a_loss_that_no_checkpoint_could_name_is_refused(
-    make: Callable[..., GenreModule], data: MovieDataModule
+def test_a_loss_that_is_not_from_build_loss_is_refused(
+    make_module: MakeModule, data: MovieDataModule
 ) -> None:
-    network = make().network
+    network = make_module().network
     with pytest.raises(UserError, match=r"^loss: BCEWithLogitsLoss is not from build_loss, so no "):
         GenreModule(network, torch.nn.BCEWithLogitsLoss(), torch.optim.Adam, inputs=data.describe())
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_on_a_gpu_a_step_waits_for_nothing(
-    loss: str, make: Callable[..., GenreModule], data: MovieDataModule
+def test_steps_on_a_gpu_make_no_blocking_copies(
+    loss: str, make_module: MakeModule, data: MovieDataModule
 ) -> None:
-    # Fake tensors know their device, have no numbers, and need no GPU: mixing devices and reading
-    # a number are errors.
-    module = make(loss=loss, branch_loss=0.5)
+    # Fake tensors have a device but no values, and need no GPU. Mixing devices and reading a value
+    # are errors.
+    module = make_module(loss=loss, branch_loss=0.5)
     module._train_loss_logged = True  # there is no trainer to log to
-    ready = prepared(data)
-    waits = Waits()
-    with FakeTensorMode(allow_non_fake_inputs=True), waits:
+    cpu_batch = first_batch(data)
+    copies = BlockingCopies()
+    with FakeTensorMode(allow_non_fake_inputs=True), copies:
         put_on_gpu(module)
-        batch = map_tensors(ready, empty_on_gpu)
+        batch = map_tensors(cpu_batch, empty_on_gpu)
         assert module.training_step(batch, 0).device == GPU
         module.eval()
         with torch.no_grad():
             module.validation_step(batch, 0)
-    assert waits.found == []
+    assert copies.found == []
 
 
 @pytest.mark.parametrize("posters", [0, 1, 2])
 def test_a_batch_with_few_posters_or_none(
-    posters: int, make: Callable[..., GenreModule], data: MovieDataModule
+    posters: int, make_module: MakeModule, data: MovieDataModule
 ) -> None:
-    module = make(branch_loss=0.5)
+    module = make_module(branch_loss=0.5)
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
-    place = data.features["poster"].row_index
-    without = [row for row in data.splits["train"].tolist() if place[row] < 0]
-    seen = [row for row in data.splits["train"].tolist() if place[row] >= 0]
-    batch = some(data, [*without[:5], *seen[:posters]])
+    row_index = data.features["poster"].row_index
+    without = [row for row in data.splits["train"].tolist() if row_index[row] < 0]
+    having = [row for row in data.splits["train"].tolist() if row_index[row] >= 0]
+    batch = batch_of(data, [*without[:5], *having[:posters]])
     assert len(batch.parts["poster"]) == posters and len(batch) == 5 + posters
     loss = module.training_step(batch, 0)
     loss.backward()
-    # Every parameter has a gradient, as distributed training waits for.
+    # Distributed training waits for a gradient of every parameter.
     for parameter in module.parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all()
     assert torch.isfinite(loss)
@@ -225,12 +225,11 @@ def test_a_batch_with_few_posters_or_none(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_thresholds_are_those_of_the_validation_scores(
-    method: str, make: Callable[..., GenreModule], data: MovieDataModule, tmp_path: Path
+def test_thresholds_are_fitted_on_the_validation_scores(
+    method: str, make_module: MakeModule, data: MovieDataModule, tmp_path: Path
 ) -> None:
-    module = make(thresholds=method)
-    runner = trainer(tmp_path)
-    runner.validate(module, data, verbose=False)
+    module = make_module(thresholds=method)
+    make_trainer(tmp_path).validate(module, data, verbose=False)
     module.eval()
     scores, targets = [], []
     with torch.inference_mode():
@@ -246,50 +245,49 @@ def test_thresholds_are_those_of_the_validation_scores(
 
 
 def test_validation_loss_is_a_mean_over_movies(
-    make: Callable[..., GenreModule], data: MovieDataModule, tmp_path: Path
+    make_module: MakeModule, data: MovieDataModule, tmp_path: Path
 ) -> None:
-    # 12 movies in batches of 5: the last batch is smaller and counts less.
-    module = make()
+    # Also if the number of movies is not a multiple of data.batch_size.
+    module = make_module()
     data.batch_size, before = 5, data.batch_size
     try:
-        runner = trainer(tmp_path)
-        runner.validate(module, data, verbose=False)
+        trainer = make_trainer(tmp_path)
+        trainer.validate(module, data, verbose=False)
     finally:
         data.batch_size = before
     assert len(data.splits["val"]) % 5
     module.eval()
-    batch = prepared(data, "val")
+    batch = first_batch(data, "val")
     assert len(batch) == len(data.splits["val"])
     with torch.inference_mode():
         logits = module.network(batch.parts, len(batch))
         loss = F.binary_cross_entropy_with_logits(logits, batch.targets)
-    assert runner.callback_metrics["val/loss"].item() == pytest.approx(loss.item(), rel=1e-5)
+    assert trainer.callback_metrics["val/loss"].item() == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_bfloat16_steps(
-    make: Callable[..., GenreModule], data: MovieDataModule, tmp_path: Path
-) -> None:
-    module = make(branch_loss=0.5)
-    runner = trainer(tmp_path, precision="bf16-mixed", limit_train_batches=1, limit_val_batches=1)
-    runner.fit(module, data)
-    assert torch.isfinite(runner.callback_metrics["train/loss"])
+def test_bfloat16_steps(make_module: MakeModule, data: MovieDataModule, tmp_path: Path) -> None:
+    module = make_module(branch_loss=0.5)
+    limits = {"limit_train_batches": 1, "limit_val_batches": 1}
+    trainer = make_trainer(tmp_path, precision="bf16-mixed", **limits)
+    trainer.fit(module, data)
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in module.parameters())
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
 def test_weights_in_another_precision_are_refused(
-    precision: Any, make: Callable[..., GenreModule], data: MovieDataModule, tmp_path: Path
+    precision: Any, make_module: MakeModule, data: MovieDataModule, tmp_path: Path
 ) -> None:
     with pytest.raises(SettingError, match=rf"{precision} must be auto, 32-true, "):
-        trainer(tmp_path, precision=precision).fit(make(), data)
+        make_trainer(tmp_path, precision=precision).fit(make_module(), data)
 
 
-def test_divergence_is_told(
-    make: Callable[..., GenreModule], data: MovieDataModule, tmp_path: Path
+def test_divergence_is_an_error(
+    make_module: MakeModule, data: MovieDataModule, tmp_path: Path
 ) -> None:
-    module = make(lr=1e30)
+    module = make_module(lr=1e30)
     with pytest.raises(DivergedError, match="not finite at epoch 0"):
-        trainer(tmp_path).fit(module, data)
+        make_trainer(tmp_path).fit(module, data)
 
 
 @pytest.mark.parametrize(
@@ -301,34 +299,32 @@ def test_divergence_is_told(
     ],
     ids=["genres", "fewer genres", "data"],
 )
-def test_what_could_not_be_read_again_is_not_trained(
-    change: dict[str, Any], message: str, make: Callable[..., GenreModule], data: MovieDataModule
+def test_data_that_no_checkpoint_could_describe_is_refused(
+    change: dict[str, Any], message: str, make_module: MakeModule, data: MovieDataModule
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
-        make(describe={**data.describe(), **change})
+        make_module(describe={**data.describe(), **change})
 
 
 BRANCHES = [("title", "poster"), ("poster", "title"), ("title",), ("poster",)]
 
 
 @pytest.mark.parametrize("names", BRANCHES, ids="-".join)
-def test_every_parameter_is_trained_once(
-    names: tuple[str, ...], make: Callable[..., GenreModule]
-) -> None:
-    module = make(*names, lr_scales={"title": 0.25} if "title" in names else {})
+def test_every_parameter_is_trained_once(names: tuple[str, ...], make_module: MakeModule) -> None:
+    module = make_module(*names, lr_scales={"title": 0.25} if "title" in names else {})
     groups = module.build_optimizer().param_groups
     parameters = [parameter for group in groups for parameter in group["params"]]
     assert len(parameters) == len({id(parameter) for parameter in parameters})
-    # In the order of the list, as the optimizer's state is stored.
+    # Two groups for each branch: matrices, and vectors.
     own = [p for name in names for p in module.network.branches[name].parameters()]
     assert {id(p) for p in parameters} == {id(p) for p in own} and len(groups) == 2 * len(names)
 
 
 @pytest.mark.parametrize("decay_vectors", [False, True])
-def test_a_branch_has_its_share_of_the_rate_and_the_same_decay(
-    decay_vectors: bool, make: Callable[..., GenreModule]
+def test_lr_scale_changes_the_rate_and_not_the_decay(
+    decay_vectors: bool, make_module: MakeModule
 ) -> None:
-    module = make(lr_scales={"title": 0.25}, decay_vectors=decay_vectors)
+    module = make_module(lr_scales={"title": 0.25}, decay_vectors=decay_vectors)
     for group in module.build_optimizer().param_groups:
         (name,) = (
             name
@@ -338,8 +334,8 @@ def test_a_branch_has_its_share_of_the_rate_and_the_same_decay(
         vectors = group["params"][0].ndim <= 1
         assert all((parameter.ndim <= 1) == vectors for parameter in group["params"])
         assert group["lr"] == pytest.approx(0.01 * (0.25 if name == "title" else 1))
-        taken_off = 0.01 * (0.1 if decay_vectors or not vectors else 0.0)
-        assert group["lr"] * group["weight_decay"] == pytest.approx(taken_off)
+        decay = 0.01 * (0.1 if decay_vectors or not vectors else 0.0)
+        assert group["lr"] * group["weight_decay"] == pytest.approx(decay)
 
 
 def state_of(module: GenreModule, branch: str) -> dict[str, torch.Tensor]:
@@ -348,14 +344,14 @@ def state_of(module: GenreModule, branch: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("frozen", ["title", "poster"])
-def test_a_scale_of_nothing_freezes_a_branch(
-    frozen: str, make: Callable[..., GenreModule], data: MovieDataModule, tmp_path: Path
+def test_lr_scale_0_freezes_a_branch(
+    frozen: str, make_module: MakeModule, data: MovieDataModule, tmp_path: Path
 ) -> None:
     other = "poster" if frozen == "title" else "title"
-    module = make(lr_scales={frozen: 0}, branch_loss=0.5)
+    module = make_module(lr_scales={frozen: 0}, branch_loss=0.5)
     before = {name: state_of(module, name) for name in (frozen, other)}
-    trainer(tmp_path, max_epochs=2).fit(module, data)
-    # Weights and the statistics of BatchNorm; those of the other branch have moved.
+    make_trainer(tmp_path, max_epochs=2).fit(module, data)
+    # Its weights and BatchNorm statistics stay the same; those of the other branch change.
     after = state_of(module, frozen)
     assert any("running_mean" in name for name in after)
     assert all(torch.equal(before[frozen][name], after[name]) for name in after)
@@ -382,8 +378,8 @@ def test_a_scale_of_nothing_freezes_a_branch(
     ],
     ids=repr,
 )
-def test_scales_that_make_no_sense_are_refused(
-    scales: dict[str, Any], message: str, make: Callable[..., GenreModule]
+def test_invalid_lr_scales_are_refused(
+    scales: dict[str, Any], message: str, make_module: MakeModule
 ) -> None:
     with pytest.raises(UserError, match=message):
-        make(lr_scales=scales)
+        make_module(lr_scales=scales)

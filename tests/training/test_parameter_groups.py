@@ -1,3 +1,5 @@
+"""Parameter groups: learning rates and weight decay of each branch."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -23,17 +25,17 @@ def groups(**more: Any) -> list[tuple[float, float]]:
     return [(group["lr"], group["weight_decay"]) for group in found if group["params"]]
 
 
-def test_rates_are_scaled_and_decay_takes_off_the_same() -> None:
+def test_lr_scales_change_the_rate_but_not_the_decay_per_step() -> None:
     expected = [(0.2, 0.01), (0.2, 0.0), (0.01, 0.2), (0.02, 0.0)]
     assert groups() == [pytest.approx(pair) for pair in expected]
 
 
-def test_vectors_are_decayed_where_asked_for() -> None:
+def test_decay_vectors_adds_weight_decay_to_vectors() -> None:
     expected = [(0.2, 0.01), (0.2, 0.01), (0.01, 0.2), (0.02, 0.1)]
     assert groups(decay_vectors=True) == [pytest.approx(pair) for pair in expected]
 
 
-def test_decay_may_have_a_scale_of_its_own() -> None:
+def test_weight_decay_can_have_its_own_scale() -> None:
     actual = groups(decay_scales={"plain": 3.0, "scaled": 5.0})
     expected = [(0.2, 0.03), (0.2, 0.0), (0.01, 0.05), (0.02, 0.0)]
     assert actual == [pytest.approx(pair) for pair in expected]
@@ -47,7 +49,7 @@ def test_a_branch_that_is_not_trained_is_not_decayed() -> None:
 
 
 @pytest.mark.parametrize("scale", [-1, float("nan"), 1e7, "1", None], ids=repr)
-def test_scales_that_make_no_sense_are_refused(scale: Any) -> None:
+def test_invalid_scales_are_refused(scale: Any) -> None:
     with pytest.raises(UserError, match=r"model\.branches\.a\.l2="):
         check_scales("l2", {"a": scale}, ["a"])
     with pytest.raises(UserError, match="l2 of b: the model only has a"):

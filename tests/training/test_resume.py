@@ -43,93 +43,94 @@ Overrides = Callable[..., list[str]]
 BACKGROUND = pytest.mark.parametrize(
     "background", [False, True], ids=["at once", "in the background"]
 )
-#: After the first epoch nothing is written before the end, unless something asks for it.
+#: Writes the first epoch's checkpoint and holds back later ones until the end or a signal.
 HELD_BACK = "checkpoint_min_seconds=1000"
-WRITTEN = pytest.mark.parametrize(
-    "how",
+SAVE_MODES = pytest.mark.parametrize(
+    "mode",
     ["checkpoint_in_background=false", "checkpoint_in_background=true", HELD_BACK],
     ids=["at once", "in the background", "held back"],
 )
-#: Ten batches an epoch, with dropout, augmentation and a schedule.
+#: Nine batches per epoch, with dropout, augmentation and a schedule.
 SMALL_BATCHES = ("data.batch_size=8", "trainer.max_epochs=4")
 
 
 @pytest.fixture(scope="module")
-def unbroken(
+def reference(
     repository: Path, tiny_overrides: Overrides, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "reference"
     process = train_apart(repository, folder, tiny_overrides(*SMALL_BATCHES))
     process.join()
-    assert process.exitcode == 0, folder.with_name("unbroken.log").read_text()
+    assert process.exitcode == 0, folder.with_name("reference.log").read_text()
     return folder
 
 
 @pytest.mark.slow
 @BACKGROUND
-def test_killed_again_and_again(
-    background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
+def test_a_run_killed_several_times_resumes_exactly(
+    background: bool, reference: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     seed = random.SystemRandom().randrange(10**6)
-    print(f"moments drawn from seed {seed}")
-    draw = random.Random(seed)
+    print(f"steps drawn from seed {seed}")
+    rng = random.Random(seed)
     folder = tmp_path / "killed"
     overrides = tiny_overrides(
         *SMALL_BATCHES, "checkpoint_every_n_steps=3", f"checkpoint_in_background={background}"
     )
     kills = 0
     while True:
-        moment = draw.randrange(4, 16) if kills < (4 if background else 6) else 10**6
-        print(f"kill in step {moment} of attempt {kills + 1}")
+        step = rng.randrange(4, 16) if kills < (4 if background else 6) else 10**6
+        print(f"kill in step {step} of attempt {kills + 1}")
         last = folder / "checkpoints" / "last.ckpt"
         more = [f"ckpt_path={last}"] if last.exists() else []
-        process = train_apart(repository, folder, [*overrides, *more], kill_at, moment)
+        process = train_apart(repository, folder, [*overrides, *more], kill_at, step)
         process.join()
         if process.exitcode == 0:
             break
         assert process.exitcode == -9, folder.with_name("killed.log").read_text()
         assert recorded(folder)["status"] == "interrupted"
         kills += 1
-        if background and not last.exists():  # the first state was not yet on the disk
+        if background and not last.exists():  # killed before the first save
             shutil.rmtree(folder)
             kills = 0
     assert kills >= 3
     assert recorded(folder)["attempts"] == kills + 1
-    assert_same_run(unbroken, folder)
+    assert_same_run(reference, folder)
 
 
 @pytest.mark.slow
 @BACKGROUND
-def test_killed_while_saving(
-    background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
+def test_a_run_killed_while_saving_resumes_exactly(
+    background: bool, reference: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
     last = folder / "checkpoints" / "last.ckpt"
     overrides = tiny_overrides(
         *SMALL_BATCHES, "checkpoint_every_n_steps=2", f"checkpoint_in_background={background}"
     )
-    half = (unbroken / "checkpoints" / "last.ckpt").stat().st_size // 2
+    half = (reference / "checkpoints" / "last.ckpt").stat().st_size // 2
     process = train_apart(repository, folder, overrides, kill_while_saving_after, 4, half, last)
     process.join()
     assert process.exitcode == -signal.SIGXFSZ, folder.with_name("killed.log").read_text()
-    (part,) = last.parent.glob(".*")
-    assert part.stat().st_size == half
+    (partial_file,) = last.parent.glob(".*")
+    assert partial_file.stat().st_size == half
     assert read_checkpoint(last)["global_step"] == 2
     process = train_apart(repository, folder, [*overrides, f"ckpt_path={last}"])
     process.join()
     assert process.exitcode == 0, folder.with_name("killed.log").read_text()
     assert not list(last.parent.glob(".*"))
-    assert_same_run(unbroken, folder)
+    assert_same_run(reference, folder)
 
 
 @pytest.mark.slow
-def test_a_kill_loses_what_was_held_back_and_no_more(
-    unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
+def test_a_kill_loses_only_checkpoints_that_were_held_back(
+    reference: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
     overrides = tiny_overrides(*SMALL_BATCHES, HELD_BACK)
-    steps = checkpoint(unbroken)["global_step"] // 4
-    # In the last epoch: three are done, and validated, of which the first is on the disk.
+    steps = checkpoint(reference)["global_step"] // 4
+    # Killed in the last of four epochs: of the three before, only the first is on disk.
     process = train_apart(repository, folder, overrides, kill_at, 4 * steps)
     process.join()
     assert process.exitcode == -9, folder.with_name("killed.log").read_text()
@@ -139,17 +140,17 @@ def test_a_kill_loses_what_was_held_back_and_no_more(
     process = train_apart(repository, folder, [*overrides, "ckpt_path=last"])
     process.join()
     assert process.exitcode == 0, folder.with_name("killed.log").read_text()
-    assert_same_run(unbroken, folder)
+    assert_same_run(reference, folder)
 
 
-def test_an_error_leaves_an_older_state_than_the_best_and_the_run_goes_on(
+def test_after_an_error_a_run_resumes_from_a_state_older_than_the_best(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    unbroken, folder = tmp_path / "unbroken", tmp_path / "broken"
-    how = [*SMALL_BATCHES, HELD_BACK, "monitor=val/f1_micro"]
-    overrides = tiny_overrides(*how, "callbacks.checkpoint.save_weights_only=true", model="title")
-    train_here(unbroken, overrides)
-    steps = checkpoint(unbroken)["global_step"] // 4
+    reference, folder = tmp_path / "reference", tmp_path / "failed"
+    more = [*SMALL_BATCHES, HELD_BACK, "monitor=val/f1_micro"]
+    overrides = tiny_overrides(*more, "callbacks.checkpoint.save_weights_only=true", model="title")
+    train_here(reference, overrides)
+    steps = checkpoint(reference)["global_step"] // 4
 
     def fail() -> None:
         raise RuntimeError("in the last epoch")
@@ -158,11 +159,11 @@ def test_an_error_leaves_an_older_state_than_the_best_and_the_run_goes_on(
     with pytest.raises(RuntimeError, match="in the last epoch"):
         train_here(folder, overrides)
     patch.undo()
-    # A new best is kept until it is written; of the state to go on from there is no copy.
+    # The held-back best is written after the error; the newest state was never copied.
     assert checkpoint(folder, "best")["global_step"] > steps
     assert checkpoint(folder)["global_step"] == steps
     train_here(folder, [*overrides, "ckpt_path=last"])
-    assert_same_run(unbroken, folder)
+    assert_same_run(reference, folder)
 
 
 def interrupt(number: int, times: int = 1) -> Callable[[], None]:
@@ -174,23 +175,23 @@ def interrupt(number: int, times: int = 1) -> Callable[[], None]:
 
 
 @pytest.mark.slow
-@WRITTEN
+@SAVE_MODES
 def test_signals_finish_and_save_the_step(
-    how: str, unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+    mode: str, reference: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     last = tmp_path / "checkpoints" / "last.ckpt"
-    overrides = tiny_overrides(*SMALL_BATCHES, how)
-    steps = len(range(0, 9))  # batches of an epoch
+    overrides = tiny_overrides(*SMALL_BATCHES, mode)
+    steps = len(range(0, 9))  # batches per epoch
     more: list[str] = []
-    # In mid-epoch; in the last batch of an epoch and in the validation after it, where the epoch
-    # is brought to its end; in the first batch.
-    for number, moment, step in (
+    # In mid-epoch; in an epoch's last batch and in the validation after it, both of which finish
+    # the epoch before saving; in the first batch of an epoch.
+    for number, nth_step, saved_step in (
         (signal.SIGTERM, 4, 4),
         (signal.SIGINT, steps - 4, steps),
         (signal.SIGTERM, steps + 1, 2 * steps),
         (signal.SIGINT, 1, 2 * steps + 1),
     ):
-        patch = at_step(moment, interrupt(number))
+        patch = at_step(nth_step, interrupt(number))
         try:
             with pytest.raises(Interrupted) as caught:
                 train_here(tmp_path, [*overrides, *more])
@@ -198,60 +199,61 @@ def test_signals_finish_and_save_the_step(
             patch.undo()
         assert caught.value.code == 128 + number
         assert recorded(tmp_path)["status"] == "interrupted"
-        assert read_checkpoint(last)["global_step"] == step
+        assert read_checkpoint(last)["global_step"] == saved_step
         more = [f"ckpt_path={tmp_path}"]
     train_here(tmp_path, [*overrides, *more])
     assert recorded(tmp_path)["attempts"] == 5
-    assert_same_run(unbroken, tmp_path)
+    assert_same_run(reference, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 3])
-def test_what_is_due_before_a_validation_in_mid_epoch_is_saved_after_it(
+def test_a_save_due_just_before_a_mid_epoch_validation_is_made_after_it(
     every: int, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    reference, stopped = tmp_path / "reference", tmp_path / "stopped"
     last = stopped / "checkpoints" / "last.ckpt"
     overrides = tiny_overrides(
         "data.batch_size=8", f"+trainer.val_check_interval={every}", model="title"
     )
-    train_here(whole, overrides)
+    train_here(reference, overrides)
 
     def fail() -> None:
         raise OSError("as if it had crashed")
 
     often = [*overrides, "checkpoint_every_n_steps=3"]
-    # In the fifth batch, and in the first one after going on, each validation being one more step.
-    for moment, action, error, step in (
+    # First in the fifth batch, then in the next batch before a validation. at_step counts each
+    # validation as a step, too.
+    for nth_step, action, error, saved_step in (
         (5 + 4 // every, fail, OSError, 3),
         (3 if every == 3 else 1, interrupt(signal.SIGINT), Interrupted, 6 if every == 3 else 4),
     ):
-        patch = at_step(moment, action)
+        patch = at_step(nth_step, action)
         try:
             with pytest.raises(error):
                 train_here(stopped, [*often, *([f"ckpt_path={stopped}"] if last.exists() else [])])
         finally:
             patch.undo()
-        assert read_checkpoint(last)["global_step"] == step
+        assert read_checkpoint(last)["global_step"] == saved_step
     train_here(stopped, [*often, f"ckpt_path={stopped}"])
-    assert_same_run(whole, stopped)
+    assert_same_run(reference, stopped)
 
 
-def test_the_best_of_a_validation_after_the_last_batch_knows_the_loss_of_its_epoch(
+def test_a_best_saved_before_its_epoch_ends_contains_the_train_loss(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    # Not of each epoch: so it is saved before the epoch ends.
+    # With a validation every second epoch, the best is saved in the validation.
     every = ("+trainer.check_val_every_n_epoch=2", "monitor=val/loss")
     overrides = tiny_overrides(*SMALL_BATCHES, *every, model="title")
-    whole, again = tmp_path / "whole", tmp_path / "again"
-    train_here(whole, overrides)
-    train_here(again, [*overrides, f"ckpt_path={whole}/checkpoints/best.ckpt"])
-    assert rows(whole) == rows(again)
+    first, resumed = tmp_path / "first", tmp_path / "resumed"
+    train_here(first, overrides)
+    train_here(resumed, [*overrides, f"ckpt_path={first}/checkpoints/best.ckpt"])
+    assert rows(first) == rows(resumed)
     for entry in ("state_dict", "optimizer_states", "callbacks"):
-        assert list(differences(checkpoint(whole)[entry], checkpoint(again)[entry])) == []
+        assert list(differences(checkpoint(first)[entry], checkpoint(resumed)[entry])) == []
 
 
-def test_a_second_signal_ends_it_at_once(
+def test_a_second_signal_ends_the_run_at_once(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -267,39 +269,39 @@ def test_a_second_signal_ends_it_at_once(
 
 
 @pytest.mark.slow
-@WRITTEN
-def test_slurm_queues_it_again(
-    how: str, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
+@SAVE_MODES
+def test_slurm_requeues_a_run_that_then_resumes_exactly(
+    mode: str, reference: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    folder, queued = tmp_path / "run", tmp_path / "queued"
-    tool = tmp_path / "scontrol"
+    folder, requests = tmp_path / "run", tmp_path / "requests"
+    scontrol = tmp_path / "scontrol"
     last = folder / "checkpoints" / "last.ckpt"
-    then = tmp_path / "last.ckpt when it was queued"
-    tool.write_text(f'#!/bin/sh\necho "$@" > "{queued}"; cp "{last}" "{then}"\n')
-    tool.chmod(0o755)
-    overrides = tiny_overrides(*SMALL_BATCHES, how)
+    last_at_requeue = tmp_path / "last.ckpt at requeue"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > "{requests}"; cp "{last}" "{last_at_requeue}"\n')
+    scontrol.chmod(0o755)
+    overrides = tiny_overrides(*SMALL_BATCHES, mode)
     process = train_apart(repository, folder, overrides, slurm, tmp_path)
     process.join()
     log = folder.with_name("run.log").read_text()
     assert process.exitcode == 143 and recorded(folder)["status"] == "interrupted", log
-    assert queued.read_text() == "requeue 7\n", log
-    # Lightning's own file, of a whole step, and where no other run takes it for its own.
+    assert requests.read_text() == "requeue 7\n", log
+    # Lightning's own checkpoint, after a complete step, where no other run mistakes it for its own.
     assert read_checkpoint(folder / "hpc_ckpt_1.ckpt")["global_step"] == 3
-    assert read_checkpoint(then)["global_step"] == 3
+    assert read_checkpoint(last_at_requeue)["global_step"] == 3
     assert read_checkpoint(last)["global_step"] == 5
     process = train_apart(repository, folder, [*overrides, "ckpt_path=last"])
     process.join()
     assert process.exitcode == 0, folder.with_name("run.log").read_text()
-    assert_same_run(unbroken, folder)
+    assert_same_run(reference, folder)
 
 
 @pytest.mark.slow
-def test_slurm_queues_it_again_once_whichever_task_it_tells_first(
+def test_slurm_requeues_only_once_whichever_task_gets_the_signal_first(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    folder, queued, tool = tmp_path / "run", tmp_path / "queued", tmp_path / "scontrol"
-    tool.write_text(f'#!/bin/sh\necho "$@" >> "{queued}"\n')
-    tool.chmod(0o755)
+    folder, requests, scontrol = tmp_path / "run", tmp_path / "requests", tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> "{requests}"\n')
+    scontrol.chmod(0o755)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -317,15 +319,15 @@ def test_slurm_queues_it_again_once_whichever_task_it_tells_first(
         process.kill()
     log = folder.with_name("run.log").read_text()
     assert codes == [143, 143], log
-    assert queued.read_text() == "requeue 7\n", log
+    assert requests.read_text() == "requeue 7\n", log
     assert read_checkpoint(folder / "hpc_ckpt_1.ckpt")["global_step"] == 3
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == 5
 
 
-# A disk that fills up.
+# Full disks.
 
 
-def assert_full_disk_is_told(folder: Path, train: Callable[[], Any]) -> None:
+def assert_full_disk_is_reported(folder: Path, train: Callable[[], Any]) -> None:
     with pytest.raises(UserError, match=r"could not be written: .*MiB free") as caught:
         train()
     assert str(folder / "checkpoints") in str(caught.value)
@@ -334,18 +336,18 @@ def assert_full_disk_is_told(folder: Path, train: Callable[[], Any]) -> None:
 
 
 @BACKGROUND
-def test_files_that_may_not_grow(
-    background: bool, unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+def test_a_file_size_limit_is_reported(
+    background: bool, reference: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     overrides = tiny_overrides(
         *SMALL_BATCHES, "checkpoint_every_n_steps=2", f"checkpoint_in_background={background}"
     )
-    half = (unbroken / "checkpoints" / "last.ckpt").stat().st_size // 2
+    half = (reference / "checkpoints" / "last.ckpt").stat().st_size // 2
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     last = tmp_path / "checkpoints" / "last.ckpt"
     patch = at_step(4, lambda: limit_files(half, last))
     try:
-        assert_full_disk_is_told(tmp_path, lambda: train_here(tmp_path, overrides))
+        assert_full_disk_is_reported(tmp_path, lambda: train_here(tmp_path, overrides))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         patch.undo()
@@ -355,23 +357,23 @@ def test_files_that_may_not_grow(
 
 
 @BACKGROUND
-def test_a_full_disk(
-    background: bool, unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+def test_a_full_disk_is_reported(
+    background: bool, reference: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    size = int(2.5 * (unbroken / "checkpoints" / "last.ckpt").stat().st_size)
+    size = int(2.5 * (reference / "checkpoints" / "last.ckpt").stat().st_size)
     with small_disk(tmp_path / "disk", size) as disk:
         folder = disk.folder / "run"
         overrides = tiny_overrides(
             *SMALL_BATCHES, "checkpoint_every_n_steps=2", f"checkpoint_in_background={background}"
         )
-        assert_full_disk_is_told(folder, lambda: train_here(folder, overrides))
+        assert_full_disk_is_reported(folder, lambda: train_here(folder, overrides))
         assert recorded(folder)["status"] in ("failed", "interrupted")
 
 
-# What goes along, and what must be the same.
+# What a resumed run takes over, and which settings must be the same.
 
 
-def test_a_run_that_was_stopped_early_stays_so(
+def test_resuming_an_early_stopped_run_trains_no_further(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     overrides = tiny_overrides(
@@ -381,29 +383,29 @@ def test_a_run_that_was_stopped_early_stays_so(
     first = train_here(tmp_path, overrides)
     before = rows(tmp_path)
     assert first["epochs"] == len(before) < 9
-    again = train_here(tmp_path, [*overrides, "ckpt_path=last"])
-    assert rows(tmp_path) == before and again["epochs"] == first["epochs"]
+    resumed = train_here(tmp_path, [*overrides, "ckpt_path=last"])
+    assert rows(tmp_path) == before and resumed["epochs"] == first["epochs"]
     for key in ("val", "test", "monitor_value"):
-        assert again[key] == first[key]
+        assert resumed[key] == first[key]
 
 
-@pytest.mark.parametrize("how", ["checkpoint_min_seconds=0", HELD_BACK])
-def test_a_run_cut_by_max_steps_in_mid_epoch_goes_on_exactly(
-    how: str, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+@pytest.mark.parametrize("mode", ["checkpoint_min_seconds=0", HELD_BACK])
+def test_a_run_cut_by_max_steps_in_mid_epoch_resumes_exactly(
+    mode: str, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    overrides = tiny_overrides(*SMALL_BATCHES, "scheduler=constant", how, model="title")
+    overrides = tiny_overrides(*SMALL_BATCHES, "scheduler=constant", mode, model="title")
     train_here(whole, [*overrides, "trainer.max_epochs=3"])
     steps = checkpoint(whole)["global_step"] // 3
-    # In the second epoch, in the third, and at the end of one.
-    for most in (steps + 4, 2 * steps + 1, 3 * steps):
+    # In the second epoch, in the third, and at the end of the third.
+    for limit in (steps + 4, 2 * steps + 1, 3 * steps):
         more = [f"ckpt_path={cut}"] if cut.exists() else []
-        train_here(cut, [*overrides, "trainer.max_epochs=-1", f"+trainer.max_steps={most}", *more])
-        assert read_checkpoint(cut / "checkpoints" / "last.ckpt")["global_step"] == most
+        train_here(cut, [*overrides, "trainer.max_epochs=-1", f"+trainer.max_steps={limit}", *more])
+        assert read_checkpoint(cut / "checkpoints" / "last.ckpt")["global_step"] == limit
     assert_same_run(whole, cut)
 
 
-def test_a_run_cut_by_max_time_trains_on(
+def test_a_run_cut_by_max_time_resumes_with_more_time(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -427,15 +429,15 @@ def test_a_run_cut_by_max_time_trains_on(
     train_here(cut, [*overrides, a_day, f"ckpt_path={cut}"])
     for entry in ("state_dict", "optimizer_states", "global_step", "epoch"):
         assert list(differences(checkpoint(whole)[entry], checkpoint(cut)[entry])) == []
-    # Its validation in mid-epoch, and the part of the epoch, have rows of their own.
-    ends = [row for row in rows(cut) if int(row["step"]) != stopped]
-    assert ends == rows(whole)
+    # The validation at the cut and the part of the epoch before it have rows of their own.
+    epoch_ends = [row for row in rows(cut) if int(row["step"]) != stopped]
+    assert epoch_ends == rows(whole)
 
 
-def test_the_best_goes_along(
+def test_a_resumed_run_takes_over_the_best_checkpoint(
     trained_run: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    # Two epochs there and a third here, of which none is better: lr is 0 by then.
+    # Both epochs are done, so the resumed run trains no further.
     first = recorded(trained_run)
     path = trained_run / "checkpoints" / "last.ckpt"
     result = train_here(tmp_path, tiny_overrides(f"ckpt_path={path}"))
@@ -444,11 +446,11 @@ def test_the_best_goes_along(
     assert list(differences(checkpoint(tmp_path, "best"), checkpoint(trained_run, "best"))) == []
 
 
-def test_the_score_saved_last_goes_along(
+def test_a_resumed_run_takes_over_the_last_saved_score(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    # The second epoch, after resuming, is no better than the first, so it saves no best: no score
-    # reaches .5.
+    # No score reaches 0.5, so the second epoch, after resuming, is no better than the first and
+    # saves no best.
     monitor = "monitor=val/f1_micro_at_0.5"
     overrides = tiny_overrides("optimizer.lr=1e-9", monitor, model="title")
     first = train_here(tmp_path, [*overrides, "trainer.max_epochs=1"])
@@ -466,8 +468,8 @@ def test_a_state_that_is_last_and_best_is_written_once(
 ) -> None:  # fmt: skip
     # The first epoch is the best so far.
     one, two = tmp_path / "one", tmp_path / "two"
-    how = f"checkpoint_in_background={background}"
-    train_here(one, tiny_overrides("trainer.max_epochs=1", how))
+    mode = f"checkpoint_in_background={background}"
+    train_here(one, tiny_overrides("trainer.max_epochs=1", mode))
     last, best = (one / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
     assert last.samefile(best)
 
@@ -476,27 +478,27 @@ def test_a_state_that_is_last_and_best_is_written_once(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", refuse)
-        train_here(two, tiny_overrides("trainer.max_epochs=1", how))
+        train_here(two, tiny_overrides("trainer.max_epochs=1", mode))
     assert not (two / "checkpoints" / "last.ckpt").samefile(two / "checkpoints" / "best.ckpt")
     assert_same_run(one, two)
-    # What is written later leaves the other name alone.
-    third, content = tmp_path / "third name", last.read_bytes()
-    os.link(last, third)
+    # A later write leaves other hard links to the old file alone.
+    other, content = tmp_path / "other link", last.read_bytes()
+    os.link(last, other)
     train_here(one, tiny_overrides(f"ckpt_path={last}", "trainer.max_epochs=3"))
     assert checkpoint(one)["epoch"] == 2
-    assert third.read_bytes() == content
+    assert other.read_bytes() == content
 
 
-def test_a_best_of_weights_alone_is_small_and_the_run_goes_on(
+def test_a_weights_only_best_is_small_and_the_run_resumes_exactly(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     whole, slim = tmp_path / "whole", tmp_path / "slim"
     for folder in (whole, slim):
         # No step changes the loss: the first epoch stays the best one, also after a resume.
-        how = ["monitor=val/loss", "monitor_mode=min", "optimizer.lr=1e-12"]
-        how.append(f"callbacks.checkpoint.save_weights_only={folder == slim}")
-        train_here(folder, tiny_overrides("trainer.max_epochs=1", *how, model="title"))
-        more = ["trainer.max_epochs=2", "ckpt_path=last", *how]
+        settings = ["monitor=val/loss", "monitor_mode=min", "optimizer.lr=1e-12"]
+        settings.append(f"callbacks.checkpoint.save_weights_only={folder == slim}")
+        train_here(folder, tiny_overrides("trainer.max_epochs=1", *settings, model="title"))
+        more = ["trainer.max_epochs=2", "ckpt_path=last", *settings]
         train_here(folder, tiny_overrides(*more, model="title"))
     assert list(differences(checkpoint(whole), checkpoint(slim))) == []
     assert rows(whole) == rows(slim)
@@ -511,8 +513,8 @@ def test_a_best_of_weights_alone_is_small_and_the_run_goes_on(
         train_here(tmp_path / "new", tiny_overrides(f"ckpt_path={best}", model="title"))
 
 
-@pytest.mark.parametrize("which", ["other network", "other score", "no checkpoint", "absent"])
-def test_a_doubtful_best_is_left(
+@pytest.mark.parametrize("which", ["other network", "other score", "not a checkpoint", "absent"])
+def test_a_best_that_may_be_of_another_run_is_not_copied(
     which: str, trained_run: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "checkpoints"
@@ -523,7 +525,7 @@ def test_a_doubtful_best_is_left(
         shutil.copy(tiny_checkpoint, folder / "best.ckpt")
     elif which == "other score":
         saver["best_model_score"] = saver["best_model_score"] + 0.5
-    elif which == "no checkpoint":
+    elif which == "not a checkpoint":
         (folder / "best.ckpt").write_text("precious")
     else:
         (folder / "best.ckpt").unlink()
@@ -553,7 +555,7 @@ def test_a_doubtful_best_is_left(
     ],
     ids=lambda value: value.partition("=")[0],
 )
-def test_other_settings_do_not_go_on(
+def test_resuming_with_other_settings_is_refused(
     override: str, message: str, train_here: Train, tiny_overrides: Overrides, trained_run: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -565,7 +567,7 @@ def test_other_settings_do_not_go_on(
 
 
 @pytest.mark.slow
-def test_a_frozen_branch_goes_on_exactly(
+def test_a_run_with_a_frozen_branch_resumes_exactly(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     frozen = "model.branches.title_tfidf.lr_scale=0"
@@ -573,16 +575,16 @@ def test_a_frozen_branch_goes_on_exactly(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     last = killed / "checkpoints" / "last.ckpt"
     often = [*overrides, "checkpoint_every_n_steps=3"]
-    for folder, given, arguments, code in (
+    for folder, settings, before, code in (
         (whole, overrides, (), 0),
         (killed, often, (kill_at, 8), -9),
         (killed, [*often, f"ckpt_path={last}"], (), 0),
     ):
-        process = train_apart(repository, folder, given, *arguments)
+        process = train_apart(repository, folder, settings, *before)
         process.join()
         assert process.exitcode == code, folder.with_name(f"{folder.name}.log").read_text()
     assert_same_run(whole, killed)
-    # Weights and statistics are those that were drawn; weight averaging leaves them, too.
+    # The branch keeps its initial weights and statistics; weight averaging keeps them, too.
     first = tiny_overrides("trainer.max_epochs=1", "++trainer.limit_train_batches=1", frozen)
     process = train_apart(repository, tmp_path / "first", first)
     process.join()
@@ -590,13 +592,13 @@ def test_a_frozen_branch_goes_on_exactly(
         read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
         for folder in (whole, tmp_path / "first")
     ]
-    own = [name for name in states[0] if "title_tfidf" in name]
-    assert own and all(torch.equal(states[0][name], states[1][name]) for name in own)
+    names = [name for name in states[0] if "title_tfidf" in name]
+    assert names and all(torch.equal(states[0][name], states[1][name]) for name in names)
     assert not all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.mark.slow
-def test_lbfgs_goes_on_exactly(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
+def test_lbfgs_resumes_exactly(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
     """The checkpoint contains the curvature estimate."""
     overrides = [
         *(override for override in tiny_overrides() if "model." not in override),
@@ -610,18 +612,18 @@ def test_lbfgs_goes_on_exactly(repository: Path, tiny_overrides: Overrides, tmp_
         "trainer.max_epochs=4",
         "callbacks.checkpoint.save_weights_only=true",
     ]
-    unbroken, folder = tmp_path / "unbroken", tmp_path / "killed"
-    first = train_apart(repository, unbroken, overrides)
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    first = train_apart(repository, whole, overrides)
     first.join()
-    assert first.exitcode == 0, unbroken.with_name("unbroken.log").read_text()
+    assert first.exitcode == 0, whole.with_name("whole.log").read_text()
     killed = train_apart(repository, folder, overrides, kill_at, 15)
     killed.join()
     assert killed.exitcode == -9, folder.with_name("killed.log").read_text()
     last = folder / "checkpoints" / "last.ckpt"
-    again = train_apart(repository, folder, [*overrides, f"ckpt_path={last}"])
-    again.join()
-    assert again.exitcode == 0, folder.with_name("killed.log").read_text()
-    assert_same_run(unbroken, folder)
+    resumed = train_apart(repository, folder, [*overrides, f"ckpt_path={last}"])
+    resumed.join()
+    assert resumed.exitcode == 0, folder.with_name("killed.log").read_text()
+    assert_same_run(whole, folder)
 
 
 class Threads(pl.Callback):
@@ -635,19 +637,16 @@ class Threads(pl.Callback):
             file.write(f"{torch.get_num_threads()}\n")
 
 
-def test_as_many_threads_as_before(
-    train_here: Train,
-    tiny_overrides: Overrides,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_resumed_run_uses_as_many_threads_as_before(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The number of threads decides the order of additions."""
+    """The number of threads decides the order of additions, and so their rounding."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    notes = tmp_path / "threads"
+    log = tmp_path / "threads"
     settings = [
         *tiny_overrides(model="title"),
         f"+callbacks.threads._target_={Threads.__module__}.Threads",
-        f"+callbacks.threads.path={notes}",
+        f"+callbacks.threads.path={log}",
     ]
     before = torch.get_num_threads()
     try:
@@ -660,7 +659,7 @@ def test_as_many_threads_as_before(
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    assert set(notes.read_text().split()) == {"1"}
+    assert set(log.read_text().split()) == {"1"}
 
 
 def test_harmless_settings_may_change(
@@ -687,8 +686,8 @@ def test_deterministic_algorithms(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a GPU")
-def test_on_a_gpu(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
-    # Within 1e-3 of each weight's scale, where algorithms are deterministic.
+def test_resuming_on_a_gpu(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
+    # With deterministic algorithms, within 1e-3 of each tensor's largest value.
     overrides = [
         override
         for override in tiny_overrides(*SMALL_BATCHES, "trainer.deterministic=true")
@@ -697,12 +696,12 @@ def test_on_a_gpu(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     last = killed / "checkpoints" / "last.ckpt"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    for folder, more, arguments, code in (
+    for folder, more, before, code in (
         (whole, [], (), 0),
         (killed, [], (kill_at, 17), -9),
         (killed, [f"ckpt_path={last}"], (), 0),
     ):
-        process = train_apart(repository, folder, [*overrides, *more], *arguments)
+        process = train_apart(repository, folder, [*overrides, *more], *before)
         process.join()
         assert process.exitcode == code, folder.with_name(f"{folder.name}.log").read_text()
     one, other = (load_model(f / "checkpoints" / "last.ckpt").network for f in (whole, killed))

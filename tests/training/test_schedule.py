@@ -43,7 +43,7 @@ def test_warmup_then_cosine(total: int, final: float) -> None:
         assert second == pytest.approx(0.1 * expected, abs=1e-12)
 
 
-def test_it_rises_to_the_peak_and_falls_to_the_end() -> None:
+def test_the_rate_rises_to_the_peak_and_then_falls() -> None:
     factors = [warmup_cosine_factor(step, 100, 0.1, 0.05) for step in range(101)]
     assert factors[0] > 0 and max(factors) == factors[9] == 1.0
     assert factors[9:] == sorted(factors[9:], reverse=True)

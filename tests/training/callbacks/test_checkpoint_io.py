@@ -44,14 +44,14 @@ class Gate:
         assert self.open.wait(60)
 
 
-def test_what_is_written_is_the_state_as_it_was(state: dict[str, Any], tmp_path: Path) -> None:
+def test_a_background_save_copies_the_state(state: dict[str, Any], tmp_path: Path) -> None:
     at_once, later = WholeFileIO(), WholeFileIO(background=True)
     at_once.save_checkpoint(state, tmp_path / "at once")
     expected = copy.deepcopy(state["state_dict"])
     gate = Gate()
     later.run_when_saved(gate)
-    # Saved while the gate is shut, and so written after the changes below.
-    asked, later._futures = later._futures, []
+    # Saved while the gate is closed, so it is written after the changes below.
+    gated, later._futures = later._futures, []
     later.save_checkpoint(state, tmp_path / "later")
     for tensor in state["state_dict"].values():
         tensor.zero_()
@@ -60,20 +60,20 @@ def test_what_is_written_is_the_state_as_it_was(state: dict[str, Any], tmp_path:
     assert not (tmp_path / "later").exists()
     gate.open.set()
     later.teardown()
-    assert asked[0].done()
+    assert gated[0].done()
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("at once", "later"))
     assert torch.equal(two["state_dict"]["0.weight"], expected["0.weight"])
     assert isinstance(two["state_dict"], OrderedDict)
     assert two["state_dict"]._metadata == state["state_dict"]._metadata  # type: ignore[attr-defined]
     stride = one["state_dict"]["0.weight"].stride()
     assert two["state_dict"]["0.weight"].stride() == stride
-    # The same file but for the folder's name inside, which is the file's own.
+    # The bytes differ, since the archive contains the file's name.
     assert one.keys() == two.keys() and two["callbacks"] == one["callbacks"]
     for name, tensor in one["optimizer_states"][0]["state"][0].items():
         assert torch.equal(tensor, two["optimizer_states"][0]["state"][0][name]), name
 
 
-def test_nothing_is_removed_before_what_replaces_it_is_there(
+def test_a_file_is_removed_only_after_its_replacement_is_written(
     state: dict[str, Any], tmp_path: Path
 ) -> None:
     io = WholeFileIO(background=True)
@@ -83,7 +83,7 @@ def test_nothing_is_removed_before_what_replaces_it_is_there(
     gate = Gate()
     seen: list[list[str]] = []
     io.run_when_saved(gate)
-    asked, io._futures = io._futures, []  # or the next would wait for the gate
+    gated, io._futures = io._futures, []  # otherwise the next save waits for the gate
     io.save_checkpoint(state, new)
     io.run_when_saved(lambda: seen.append(sorted(path.name for path in tmp_path.iterdir())))
     io.link(link)
@@ -91,23 +91,23 @@ def test_nothing_is_removed_before_what_replaces_it_is_there(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
     gate.open.set()
     io.teardown()
-    assert asked[0].done() and seen == [["new", "old"]]
+    assert gated[0].done() and seen == [["new", "old"]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "new"]
     assert link.samefile(new)
 
 
-def saved(path: Path) -> Any:
+def score_of(path: Path) -> Any:
     return torch.load(path, weights_only=True)["callbacks"]["best"].item()
 
 
-def of_epoch(state: dict[str, Any], score: float) -> dict[str, Any]:
-    """The state, changed in place as a training does."""
+def with_score(state: dict[str, Any], score: float) -> dict[str, Any]:
+    """The state with another score, set in place like training does."""
     state["callbacks"]["best"].fill_(score)
     return state
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["at once", "in the background"])
-def test_what_is_held_back_is_the_newest_of_each_file(
+def test_only_the_newest_checkpoint_of_each_file_is_held_back(
     background: bool, state: dict[str, Any], tmp_path: Path
 ) -> None:
     io = WholeFileIO(background, min_seconds=1000)
@@ -117,37 +117,37 @@ def test_what_is_held_back_is_the_newest_of_each_file(
         record.write_text(str(score))
 
     def epoch(score: float, improved: bool) -> None:
-        io.save_checkpoint(of_epoch(state, score), best if improved else last)
+        io.save_checkpoint(with_score(state, score), best if improved else last)
         if improved:
             io.link(last)
         io.run_when_saved(partial(note, score))
 
     epoch(0.1, improved=True)
     io._wait()
-    assert saved(best) == saved(last) == pytest.approx(0.1) and best.samefile(last)
+    assert score_of(best) == score_of(last) == pytest.approx(0.1) and best.samefile(last)
     epoch(0.2, improved=True)
     epoch(0.3, improved=False)
-    of_epoch(state, 0.9)
-    assert saved(best) == saved(last) == pytest.approx(0.1) and record.read_text() == "0.1"
+    with_score(state, 0.9)
+    assert score_of(best) == score_of(last) == pytest.approx(0.1) and record.read_text() == "0.1"
     io.finish()
-    assert saved(best) == pytest.approx(0.2) and saved(last) == pytest.approx(0.3)
+    assert score_of(best) == pytest.approx(0.2) and score_of(last) == pytest.approx(0.3)
     assert record.read_text() == "0.3"
     epoch(0.4, improved=False)
     epoch(0.5, improved=True)
-    # A new name is taken at once, since Lightning numbers what is there.
-    io.save_checkpoint(of_epoch(state, 0.6), tmp_path / "other")
+    # A new file is written at once, since Lightning looks up which names are taken.
+    io.save_checkpoint(with_score(state, 0.6), tmp_path / "other")
     io._wait()
-    assert saved(tmp_path / "other") == pytest.approx(0.6)
+    assert score_of(tmp_path / "other") == pytest.approx(0.6)
     epoch(0.7, improved=True)
     io.remove_checkpoint(tmp_path / "other")
     io._wait()
-    assert (tmp_path / "other").exists() and saved(last) == pytest.approx(0.5)
+    assert (tmp_path / "other").exists() and score_of(last) == pytest.approx(0.5)
     io.teardown()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "record"]
-    assert saved(best) == pytest.approx(0.7) and best.samefile(last)
+    assert score_of(best) == pytest.approx(0.7) and best.samefile(last)
 
 
-def test_what_was_held_back_is_written_with_what_comes_later(
+def test_held_back_checkpoints_are_written_with_the_next_one_due(
     state: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
@@ -155,16 +155,16 @@ def test_what_was_held_back_is_written_with_what_comes_later(
     io = WholeFileIO(min_seconds=2)
     best, last = tmp_path / "best", tmp_path / "last"
     for path in (best, last):
-        io.save_checkpoint(of_epoch(state, 0.1), path)
+        io.save_checkpoint(with_score(state, 0.1), path)
     now = 101.9
-    io.save_checkpoint(of_epoch(state, 0.2), best)
-    assert saved(best) == pytest.approx(0.1)
+    io.save_checkpoint(with_score(state, 0.2), best)
+    assert score_of(best) == pytest.approx(0.1)
     now = 102.1
-    io.save_checkpoint(of_epoch(state, 0.3), last)
-    assert saved(best) == pytest.approx(0.2) and saved(last) == pytest.approx(0.3)
+    io.save_checkpoint(with_score(state, 0.3), last)
+    assert score_of(best) == pytest.approx(0.2) and score_of(last) == pytest.approx(0.3)
 
 
-def test_the_best_is_on_the_disk_before_the_last_that_tells_its_score(
+def test_the_best_is_written_before_the_last_that_contains_its_score(
     state: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     io = WholeFileIO(min_seconds=1000)
@@ -189,16 +189,16 @@ def test_the_best_is_on_the_disk_before_the_last_that_tells_its_score(
 
 
 @pytest.mark.parametrize("called", ["save", "teardown", "load"])
-def test_what_went_wrong_is_raised_by_the_next_call(
+def test_a_background_error_is_raised_by_the_next_call(
     called: str, state: dict[str, Any], tmp_path: Path
 ) -> None:
     io = WholeFileIO(background=True)
     good, bad, other = (tmp_path / name for name in ("good", "bad", "other"))
     io.save_checkpoint(state, good)
     bad.mkdir()
-    (bad / "file").touch()  # a folder that holds something is no place for a file
+    (bad / "file").touch()  # a file can't replace a folder that is not empty
     io.save_checkpoint(state, bad)
-    io.remove_checkpoint(good)  # comes after, so it is not done
+    io.remove_checkpoint(good)  # comes after the error, so it is not done
     with pytest.raises(OSError, match="bad"):
         if called == "save":
             io.save_checkpoint(state, other)
@@ -208,10 +208,10 @@ def test_what_went_wrong_is_raised_by_the_next_call(
             io.teardown()
     assert good.exists() and not other.exists()
     assert not list(tmp_path.glob(".*"))
-    io.teardown()  # nothing is told twice
+    io.teardown()  # raises no error twice
 
 
-def test_a_thread_is_not_left_behind(state: dict[str, Any], tmp_path: Path) -> None:
+def test_teardown_stops_the_thread(state: dict[str, Any], tmp_path: Path) -> None:
     before = threading.active_count()
     io = WholeFileIO(background=True)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""metrics.csv: a row per epoch, complete, and kept when a run is resumed."""
+"""metrics.csv: complete rows of epochs and mid-epoch validations, kept when a run is resumed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_rows_of_epochs(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-def test_an_epoch_without_a_validation_has_no_scores_of_one_before(
+def test_an_epoch_without_a_validation_has_no_old_scores(
     train_here: Callable[..., Any], tiny_overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     overrides = tiny_overrides("trainer.max_epochs=5", model="title")
@@ -73,7 +73,7 @@ def test_an_epoch_without_a_validation_has_no_scores_of_one_before(
 
 
 @pytest.mark.parametrize(("every", "at_the_end"), [(0.5, True), (0.7, False)])
-def test_each_validation_of_an_epoch_has_a_row_also_after_a_resume(
+def test_each_mid_epoch_validation_has_a_row_also_after_a_resume(
     every: float,
     at_the_end: bool,
     train_here: Callable[..., Any],
@@ -89,7 +89,7 @@ def test_each_validation_of_an_epoch_has_a_row_also_after_a_resume(
     from_best = f"ckpt_path={whole}/checkpoints/best.ckpt"  # of a validation within an epoch
     train_here(best, tiny_overrides(*fixed, more, from_best, model="title"))
 
-    def known(folder: Path) -> list[dict[str, str]]:
+    def without_seconds(folder: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(folder)]
 
     history_rows = rows(whole)
@@ -101,11 +101,12 @@ def test_each_validation_of_an_epoch_has_a_row_also_after_a_resume(
         assert bool(end["val/map_macro"]) is at_the_end
     values = [float(row["val/map_macro"]) for row in history_rows if row["val/map_macro"]]
     assert len(set(values)) > 1 and scored["monitor_value"] == pytest.approx(max(values))
-    assert known(parts) == known(whole) and known(best) == known(whole)
+    expected = without_seconds(whole)
+    assert without_seconds(parts) == expected and without_seconds(best) == expected
 
 
 @pytest.mark.parametrize("resumed", [True, False])
-def test_a_resumed_run_keeps_what_came_before_it(resumed: bool, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_earlier_rows(resumed: bool, tmp_path: Path) -> None:
     first = History(tmp_path)
     first.on_train_start(trainer(0), None)  # type: ignore[arg-type]
     for epoch in range(4):
@@ -126,7 +127,7 @@ def test_a_resumed_run_keeps_what_came_before_it(resumed: bool, tmp_path: Path) 
     assert again.samples == (30 if resumed else 10)
 
 
-def test_the_speed_is_of_batches_alone_also_where_one_goes_on_in_mid_epoch(
+def test_the_speed_leaves_out_validation_also_if_resumed_in_mid_epoch(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     clock: Any = SimpleNamespace(now=100.0, perf_counter=lambda: clock.now)
@@ -161,7 +162,7 @@ def test_the_speed_is_of_batches_alone_also_where_one_goes_on_in_mid_epoch(
     assert [row["seconds"] for row in rows(tmp_path)] == ["", str(6 * 2 + 2 * 50.0)]
 
 
-def test_one_process_of_many_writes(tmp_path: Path) -> None:
+def test_only_the_first_process_writes(tmp_path: Path) -> None:
     history = History(tmp_path)
     history.on_train_start(trainer(0, rank=1), None)  # type: ignore[arg-type]
     run_epoch(history, trainer(0, rank=1))
@@ -180,7 +181,7 @@ def test_in_a_real_run_that_resumes(
     tiny_overrides: Callable[..., list[str]],
     tmp_path: Path,
 ) -> None:
-    # With a schedule that does not ask for the end, a run in two parts is a run in one.
+    # A constant schedule does not depend on max_epochs, so two parts train like one run.
     fixed = ["scheduler=constant"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train_here(whole, tiny_overrides(*fixed, "trainer.max_epochs=4"))

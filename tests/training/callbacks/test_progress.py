@@ -1,4 +1,4 @@
-"""Progress of a training in the terminal."""
+"""Training progress in the terminal."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from genre_lightning.training.callbacks.progress import Progress, epoch_label
 @pytest.mark.parametrize(
     ("max_epochs", "text"), [(10, "Epoch 3/9"), (-1, "Epoch 3"), (None, "Epoch 3")]
 )
-def test_an_epoch_is_told_with_the_last_one_where_there_is_one(
-    max_epochs: int | None, text: str
-) -> None:
+def test_epoch_label_shows_the_last_epoch_if_known(max_epochs: int | None, text: str) -> None:
     assert epoch_label(3, max_epochs) == text
     progress = Progress("val/loss")
     progress._trainer = Mock(max_epochs=max_epochs)
