@@ -13,7 +13,7 @@ import pytest
 
 from genre_lightning.cores import CoreUse, core_use, num_cores, num_threads
 from tests.forking import Command, run_command
-from tests.openmp import told_by_openmp
+from tests.openmp import openmp_output
 
 
 def test_cores_that_this_process_may_use() -> None:
@@ -136,10 +136,10 @@ def test_threads_of_a_training_soon_sleep_unless_told_otherwise(
     repository: Path,
     tiny_overrides: Callable[..., list[str]],
     tmp_path: Path,
-    openmp_tells: None,
+    verbose_openmp: None,
 ) -> None:
     command = repository / "train.py", tiny_overrides("trainer.max_epochs=1", model="title")
     env = {**os.environ, **given}
     # One is a whole training: PyTorch loads what the others load.
-    settings = told_by_openmp(*command, tmp_path, env, whole=not given)
+    settings = openmp_output(*command, tmp_path, env, whole=not given)
     assert f"GOMP_SPINCOUNT = '{count}'" in settings

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.disks import Disk, small_disk
-from tests.running import assert_same_run, command_apart, printed, recorded, rows
+from tests.running import assert_same_run, printed, recorded, rows, start_script
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def run_command(
     repository: Path, script: str, place: Path, overrides: list[str]
 ) -> tuple[int, str]:
     """Exit code of a command, and what it printed."""
-    process = command_apart(repository, script, place, overrides)
+    process = start_script(repository, script, place, overrides)
     process.join()
     assert process.exitcode is not None
     return process.exitcode, printed(place)

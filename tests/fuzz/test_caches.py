@@ -11,7 +11,7 @@ import pytest
 from genre_lightning.inputs.input import Features
 from genre_lightning.inputs.terms import TermsFeatures
 from tests.fuzz.mutations import mutated, seeds
-from tests.kinds import opened, without_weights
+from tests.kinds import opened, use_fake_encoders
 
 
 def numbers(features: Features) -> list[np.ndarray]:
@@ -26,7 +26,7 @@ def numbers(features: Features) -> list[np.ndarray]:
 def test_damaged_caches_are_built_anew(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without_weights(monkeypatch)
+    use_fake_encoders(monkeypatch)
     one = opened(kind, tmp_path)
     wanted, state = numbers(one.features), json.dumps(one.input.state())
     files = sorted(path for path in (tmp_path / "cache").glob("*/*") if path.is_file())

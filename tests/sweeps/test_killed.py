@@ -24,7 +24,7 @@ import pytest
 from genre_lightning.checkpoint.card import read_checkpoint
 from genre_lightning.runs.lock import is_running
 from tests import forking
-from tests.leftovers import Started, unfinished_files, wait_until
+from tests.leftovers import CommandProcesses, unfinished_files, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +59,7 @@ class Command:
         # Where the callback is that makes epochs slow.
         env["PYTHONPATH"] = str(REPOSITORY)
         env.pop("HYDRA_FULL_ERROR", None)
-        self.started = Started(folder)
+        self.started = CommandProcesses(folder)
         self.log = folder / "printed"
         self.terminal: Terminal | None = None
         self.process: Any
@@ -165,7 +165,7 @@ def status(folder: Path) -> str:
 
 
 def assert_nothing_is_left(command: Command, *runs: Path) -> None:
-    command.started.wait_for_the_end(60)
+    command.started.wait_until_ended(60)
     assert command.started.shared_memory() == []
     # PyTorch's cache of compiled code is one for all runs of a user; Ray keeps its logs.
     left = set(os.listdir(command.temporary)) - {f"torchinductor_{getpass.getuser()}", "ray"}

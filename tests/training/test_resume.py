@@ -25,17 +25,17 @@ from genre_lightning.errors import UserError
 from genre_lightning.training.callbacks.resume import Interrupted
 from tests.disks import small_disk
 from tests.running import (
+    act_as_slurm_task,
     assert_same_run,
     at_step,
     checkpoint,
     differences,
     kill_at,
     kill_while_saving_after,
-    limit_files,
+    limit_file_size,
     recorded,
     rows,
-    slurm,
-    train_apart,
+    start_training,
 )
 
 Train = Callable[[Path, list[str]], dict[str, Any]]
@@ -59,7 +59,7 @@ def unbroken(
     repository: Path, tiny_overrides: Overrides, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "unbroken"
-    process = train_apart(repository, folder, tiny_overrides(*SMALL_BATCHES))
+    process = start_training(repository, folder, tiny_overrides(*SMALL_BATCHES))
     process.join()
     assert process.exitcode == 0, folder.with_name("unbroken.log").read_text()
     return folder
@@ -83,7 +83,7 @@ def test_killed_again_and_again(
         print(f"kill in step {moment} of attempt {kills + 1}")
         last = folder / "checkpoints" / "last.ckpt"
         more = [f"ckpt_path={last}"] if last.exists() else []
-        process = train_apart(repository, folder, [*overrides, *more], kill_at, moment)
+        process = start_training(repository, folder, [*overrides, *more], kill_at, moment)
         process.join()
         if process.exitcode == 0:
             break
@@ -109,13 +109,13 @@ def test_killed_while_saving(
         *SMALL_BATCHES, "checkpoint_every_n_steps=2", f"checkpoint_in_background={background}"
     )
     half = (unbroken / "checkpoints" / "last.ckpt").stat().st_size // 2
-    process = train_apart(repository, folder, overrides, kill_while_saving_after, 4, half, last)
+    process = start_training(repository, folder, overrides, kill_while_saving_after, 4, half, last)
     process.join()
     assert process.exitcode == -signal.SIGXFSZ, folder.with_name("killed.log").read_text()
     (part,) = last.parent.glob(".*")
     assert part.stat().st_size == half
     assert read_checkpoint(last)["global_step"] == 2
-    process = train_apart(repository, folder, [*overrides, f"ckpt_path={last}"])
+    process = start_training(repository, folder, [*overrides, f"ckpt_path={last}"])
     process.join()
     assert process.exitcode == 0, folder.with_name("killed.log").read_text()
     assert not list(last.parent.glob(".*"))
@@ -130,13 +130,13 @@ def test_a_kill_loses_what_was_held_back_and_no_more(
     overrides = tiny_overrides(*SMALL_BATCHES, HELD_BACK)
     steps = checkpoint(unbroken)["global_step"] // 4
     # In the last epoch: three are done, and validated, of which the first is on the disk.
-    process = train_apart(repository, folder, overrides, kill_at, 4 * steps)
+    process = start_training(repository, folder, overrides, kill_at, 4 * steps)
     process.join()
     assert process.exitcode == -9, folder.with_name("killed.log").read_text()
     for name in ("last", "best"):
         state = read_checkpoint(folder / "checkpoints" / f"{name}.ckpt")
         assert state["global_step"] == steps
-    process = train_apart(repository, folder, [*overrides, "ckpt_path=last"])
+    process = start_training(repository, folder, [*overrides, "ckpt_path=last"])
     process.join()
     assert process.exitcode == 0, folder.with_name("killed.log").read_text()
     assert_same_run(unbroken, folder)
@@ -278,7 +278,7 @@ def test_slurm_queues_it_again(
     tool.write_text(f'#!/bin/sh\necho "$@" > "{queued}"; cp "{last}" "{then}"\n')
     tool.chmod(0o755)
     overrides = tiny_overrides(*SMALL_BATCHES, how)
-    process = train_apart(repository, folder, overrides, slurm, tmp_path)
+    process = start_training(repository, folder, overrides, act_as_slurm_task, tmp_path)
     process.join()
     log = folder.with_name("run.log").read_text()
     assert process.exitcode == 143 and recorded(folder)["status"] == "interrupted", log
@@ -287,7 +287,7 @@ def test_slurm_queues_it_again(
     assert read_checkpoint(folder / "hpc_ckpt_1.ckpt")["global_step"] == 3
     assert read_checkpoint(then)["global_step"] == 3
     assert read_checkpoint(last)["global_step"] == 5
-    process = train_apart(repository, folder, [*overrides, "ckpt_path=last"])
+    process = start_training(repository, folder, [*overrides, "ckpt_path=last"])
     process.join()
     assert process.exitcode == 0, folder.with_name("run.log").read_text()
     assert_same_run(unbroken, folder)
@@ -307,7 +307,7 @@ def test_slurm_queues_it_again_once_whichever_task_it_tells_first(
         *SMALL_BATCHES, "trainer.devices=2", "+trainer.strategy=ddp", model="title"
     )
     tasks = [
-        train_apart(repository, folder, overrides, slurm, tmp_path, task, 2, port)
+        start_training(repository, folder, overrides, act_as_slurm_task, tmp_path, task, 2, port)
         for task in range(2)
     ]
     for process in tasks:
@@ -343,7 +343,7 @@ def test_files_that_may_not_grow(
     half = (unbroken / "checkpoints" / "last.ckpt").stat().st_size // 2
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     last = tmp_path / "checkpoints" / "last.ckpt"
-    patch = at_step(4, lambda: limit_files(half, last))
+    patch = at_step(4, lambda: limit_file_size(half, last))
     try:
         assert_full_disk_is_told(tmp_path, lambda: train_here(tmp_path, overrides))
     finally:
@@ -578,13 +578,13 @@ def test_a_frozen_branch_goes_on_exactly(
         (killed, often, (kill_at, 8), -9),
         (killed, [*often, f"ckpt_path={last}"], (), 0),
     ):
-        process = train_apart(repository, folder, given, *arguments)
+        process = start_training(repository, folder, given, *arguments)
         process.join()
         assert process.exitcode == code, folder.with_name(f"{folder.name}.log").read_text()
     assert_same_run(whole, killed)
     # Weights and statistics are those that were drawn; weight averaging leaves them, too.
     first = tiny_overrides("trainer.max_epochs=1", "++trainer.limit_train_batches=1", frozen)
-    process = train_apart(repository, tmp_path / "first", first)
+    process = start_training(repository, tmp_path / "first", first)
     process.join()
     states = [
         read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
@@ -611,14 +611,14 @@ def test_lbfgs_goes_on_exactly(repository: Path, tiny_overrides: Overrides, tmp_
         "callbacks.checkpoint.save_weights_only=true",
     ]
     unbroken, folder = tmp_path / "unbroken", tmp_path / "killed"
-    first = train_apart(repository, unbroken, overrides)
+    first = start_training(repository, unbroken, overrides)
     first.join()
     assert first.exitcode == 0, unbroken.with_name("unbroken.log").read_text()
-    killed = train_apart(repository, folder, overrides, kill_at, 15)
+    killed = start_training(repository, folder, overrides, kill_at, 15)
     killed.join()
     assert killed.exitcode == -9, folder.with_name("killed.log").read_text()
     last = folder / "checkpoints" / "last.ckpt"
-    again = train_apart(repository, folder, [*overrides, f"ckpt_path={last}"])
+    again = start_training(repository, folder, [*overrides, f"ckpt_path={last}"])
     again.join()
     assert again.exitcode == 0, folder.with_name("killed.log").read_text()
     assert_same_run(unbroken, folder)
@@ -702,7 +702,7 @@ def test_on_a_gpu(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -
         (killed, [], (kill_at, 17), -9),
         (killed, [f"ckpt_path={last}"], (), 0),
     ):
-        process = train_apart(repository, folder, [*overrides, *more], *arguments)
+        process = start_training(repository, folder, [*overrides, *more], *arguments)
         process.join()
         assert process.exitcode == code, folder.with_name(f"{folder.name}.log").read_text()
     one, other = (load_model(f / "checkpoints" / "last.ckpt").network for f in (whole, killed))
