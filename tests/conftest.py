@@ -76,7 +76,7 @@ def repository() -> Path:
 def private_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Hides the user's caches and W&B account from the tests and the commands they start.
 
-    All processes of xdist share one cache, so that each entry is computed only once.
+    All processes of xdist share one cache, and so reuse each other's entries.
     """
     home = tmp_path_factory.mktemp("environment")
     base = tmp_path_factory.getbasetemp()
@@ -311,7 +311,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
-    """A read-only checkpoint with both branches, which loads in an instant."""
+    """A checkpoint with both branches that loads in an instant; tests must not change it."""
     return make_checkpoint()
 
 
@@ -369,7 +369,7 @@ def trained_run(
     tiny_overrides: Callable[..., list[str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """The read-only folder of a tiny fusion run, with its checkpoints."""
+    """The folder of a tiny fusion run, with its checkpoints; tests must not change it."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
     train_here(folder, tiny_overrides())
     return folder

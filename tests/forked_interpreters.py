@@ -175,10 +175,7 @@ def _begin(
 
 
 def _wait_for_the_job(folder: str) -> None:
-    """Wait for the file that submitit writes after it has started this process of a job.
-
-    submitit itself relies on Python's slow start.
-    """
+    """Wait for a file that submitit writes only after starting a job, relying on a slow start."""
     job = str(os.getpid())
     submitted = Path(folder.replace("%j", job)) / f"{job}_submitted.pkl"
     deadline = time.monotonic() + 60

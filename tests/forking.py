@@ -48,7 +48,7 @@ def start_process(function: Callable[..., Any], *arguments: Any) -> ForkServerPr
 
 
 class Command:
-    """``python *arguments`` in a forked process, with the interface of ``subprocess.Popen``.
+    """``python *arguments`` in a forked process, with what tests use of ``subprocess.Popen``.
 
     Not for tests of how Python starts: the modules of ``tests.preloaded`` are already imported.
 

@@ -39,7 +39,7 @@ class CommandProcesses:
             if not process.name.isdigit():
                 continue
             try:
-                # A zombie has neither of these two files.
+                # The cwd link of a zombie can't be read.
                 if Path(os.readlink(process / "cwd")) == self.folder:
                     line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                     commands[int(process.name)] = line
@@ -49,7 +49,7 @@ class CommandProcesses:
         return commands
 
     def wait_until_ended(self, seconds: float) -> None:
-        """Fail if a process still runs after this time.
+        """Wait until all processes have ended; fail if one still runs after this time.
 
         Ray's two agents are ignored: they end by themselves, after trying for a minute to report
         to Ray, which has already ended.
