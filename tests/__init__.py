@@ -1,7 +1,7 @@
-"""Before anything else of the tests is imported, and with it PyTorch, which reads this once."""
+"""Limits OpenMP's threads before PyTorch is imported, which reads the variable only once."""
 
 import os
 
-# Networks in tests are tiny: more threads only wait for each other. Inherited by the commands that
-# tests start.
+# Networks in tests are tiny: more threads would only wait for each other. Commands that tests start
+# inherit the variable.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,4 +1,4 @@
-"""What all tests share: a private cache, no network, few threads, the real movies if present."""
+"""Fixtures of all tests: a private cache, no network, tiny models, the real movies if present."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-    # As nohup starts programs: ours would then keep to it, and those that test it would wait.
+    # nohup ignores SIGHUP. Our commands would keep ignoring it, and its tests would never end.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores: tests also wait, for a command, a browser or a server."""
+    """One more process than cores, since tests also wait for commands, browsers and servers."""
     return num_cores() + 1
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Iterator[None]:
-    """Import as commands do, and without searching for garbage, which takes a tenth of the time.
+    """Import as the commands do, and without garbage collection, which takes a tenth of the time.
 
-    PyTorch's compiler, 3 s of a core in each process, then comes where a test compiles.
+    PyTorch's compiler, 3 CPU seconds in each process, is then imported only if a test compiles.
 
-    What is there by then, half a million objects, stays, and is left out of later searches: it
-    would make each of them last long, and a job of a sweep ends with one.
+    The half a million objects that exist after collection are frozen, so that later garbage
+    collections skip them. Each would take long otherwise, and every sweep job ends with one.
     """
     gc.disable()
     try:
-        # The process that only hands out tests to others needs nothing of it.
+        # xdist's controller only hands out tests and needs no Lightning.
         if not session.config.pluginmanager.has_plugin("dsession"):
             load_lightning()
         return (yield)
     finally:
         gc.enable()
         gc.freeze()
-        # Or it would not be freed at the end, and extension modules complain of that line by line.
+        # Frozen objects are never freed, which extension modules report at exit, line by line.
         atexit.register(gc.unfreeze)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests in a browser are slow; every test has the same name in each process."""
+    """Mark browser tests as slow; refuse ids that differ between the processes of xdist."""
     for item in items:
         if " at 0x" in item.nodeid:
             raise pytest.UsageError(f"{item.nodeid}: give this case an id without an address")
@@ -74,9 +74,9 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def private_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps the user's caches and W&B account out of reach, of started commands as well.
+    """Hides the user's caches and W&B account from the tests and the commands they start.
 
-    The cache is one for all processes that test: what one has made, the others find.
+    All processes of xdist share one cache, and so reuse each other's entries.
     """
     home = tmp_path_factory.mktemp("environment")
     base = tmp_path_factory.getbasetemp()
@@ -93,10 +93,10 @@ def private_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 
 @pytest.fixture
-def openmp_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Started commands are told nothing of OpenMP's waiting, and print what it goes by.
+def verbose_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets commands choose OpenMP's wait policy, and lets OpenMP print its settings in them.
 
-    It does so as it is loaded, with PyTorch.
+    OpenMP prints its settings when it is loaded, with PyTorch.
     """
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
@@ -105,16 +105,16 @@ def openmp_tells(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def offline() -> Iterator[None]:
-    """Refuses connections to other machines; those to this one stay possible."""
+    """Refuses connections to other machines, and allows those to this machine."""
     connect = socket.socket.connect
 
-    def connect_here(self: socket.socket, address: Any) -> None:
+    def connect_locally(self: socket.socket, address: Any) -> None:
         if self.family in (socket.AF_INET, socket.AF_INET6) and not is_loopback(address[0]):
             raise OSError(f"tests are offline: connection to {address[0]} refused")
         connect(self, address)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", connect_here)
+        patch.setattr(socket.socket, "connect", connect_locally)
         yield
 
 
@@ -127,7 +127,7 @@ def is_loopback(host: str) -> bool:
 
 @pytest.fixture(scope="session")
 def ml1m_root() -> Path:
-    """The folder or zip of real movies; tests that ask for it are skipped where there is none."""
+    """The folder or zip of the real movies; without it, the tests that need it are skipped."""
     named = os.environ.get("GENRE_LIGHTNING_ML1M")
     if named is not None:
         if not Path(named).exists():
@@ -140,8 +140,8 @@ def ml1m_root() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def apart_from_sweeps() -> Iterator[None]:
-    """Forgets what a sweep in this process leaves: its configuration, and what its jobs share."""
+def reset_sweep_state() -> Iterator[None]:
+    """Resets what a sweep in this process leaves behind: Hydra's config and the shared data."""
     from hydra.core.hydra_config import HydraConfig
 
     before = HydraConfig.instance().cfg
@@ -152,11 +152,11 @@ def apart_from_sweeps() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def apart_from_the_browser(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Lets tests without a browser run coroutines of their own.
+def hide_event_loop_of_browser(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Lets tests without a browser call `asyncio.run`.
 
-    The driver of one that is open keeps its event loop running in this thread, and `asyncio.run`
-    refuses to begin inside of another.
+    The driver of an open browser keeps an event loop running in this thread, and `asyncio.run`
+    refuses to start inside a running loop.
     """
     if "browser" in request.fixturenames:
         yield
@@ -169,7 +169,7 @@ def apart_from_the_browser(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium of this machine; where there is none, its tests are skipped."""
+    """A headless Chromium of this machine; without one, browser tests are skipped."""
     from docs.browser import BrowserError, find_chromium, open_chromium
 
     try:
@@ -178,7 +178,7 @@ def browser() -> Iterator[Browser]:
         pytest.skip(str(error))
     from playwright.sync_api import expect
 
-    # On a busy machine, a page can take longer than the five seconds of the default.
+    # On a busy machine, a page can take longer than the default of five seconds.
     expect.set_options(timeout=60_000)
     with open_chromium() as chromium:
         yield chromium
@@ -186,30 +186,30 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def contexts(browser: Browser) -> Callable[..., BrowserContext]:
-    """`contexts(offline=True)`: what pages are opened in, the same for the same options.
+    """`contexts(offline=True)` gives a browser context, the same one for the same options.
 
-    Each has processes of its own, which cost more than a page does. What pages store in one, the
-    next page finds: a test of that makes its own.
+    Contexts are reused because each has its own processes, which cost more than a page. Pages also
+    share the context's storage, so a test of stored data creates its own context.
     """
 
     @cache
     def context(**options: Any) -> BrowserContext:
-        made = browser.new_context(**options)
-        made.new_page()  # stays, and with it the process that shows pages
-        return made
+        created = browser.new_context(**options)
+        created.new_page()  # stays open, and keeps the process that renders pages alive
+        return created
 
     return context
 
 
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes checkpoints of a tiny fitted-looking model: `make_checkpoint(poster=None)`.
+    """`make_checkpoint(poster=None)` writes the checkpoint of a tiny model with random weights.
 
-    Arguments: `title` and `poster`, the networks' descriptions or None for no such branch; `loss`,
-    a loss's name; `terms`, arguments of the title's TermsInput; `pool`, of the poster's pixels;
-    `more`, further branches by name, each an input and a network; `seed` of the weights;
-    `stacking`, whether there is stacking on top; `label_sets`, whether some sets are unlikely.
-    Size 32, genres Action, Comedy, Drama and Horror.
+    Arguments: `title` and `poster` describe the networks, and None leaves out the branch; `loss`
+    is the name of a loss; `terms` are arguments of the title's TermsInput; `pool` is that of
+    PixelsInput; `more` are further branches by name, each an input and a network; `seed` draws the
+    weights; `stacking` and `label_sets` add these two stages. Posters are 32 pixels wide and high,
+    and the genres are Action, Comedy, Drama and Horror.
     """
     import numpy as np
     import torch
@@ -261,26 +261,26 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         if poster is not None:
             inputs["poster_resnet"] = PixelsInput(size=32, pool=pool)
             networks["poster_resnet"] = {"name": "poster_resnet", "stem_stride": 2, **poster}
-        for name, (given, network_of_it) in (more or {}).items():
-            inputs[name], networks[name] = given, network_of_it
+        for name, (branch_input, description) in (more or {}).items():
+            inputs[name], networks[name] = branch_input, description
         generator = torch.Generator().manual_seed(seed)
         network = build_network(len(genres), networks, inputs)
         with torch.no_grad():
-            # As after training: no weight and no statistic is at its start, where much is zero.
+            # As after training: no weight or statistic keeps its initial value, often zero.
             for name, value in network.state_dict().items():
                 if not value.is_floating_point():
                     continue
-                drawn = torch.randn(value.shape, generator=generator)
+                noise = torch.randn(value.shape, generator=generator)
                 if name.endswith("running_var"):
-                    value.copy_(0.5 + drawn.abs())
+                    value.copy_(0.5 + noise.abs())
                 elif "norm" in name and name.endswith("weight"):
-                    value.copy_(1.0 + 0.3 * drawn)
+                    value.copy_(1.0 + 0.3 * noise)
                 else:
-                    value.copy_(drawn * (0.3 if value.dim() == 1 else value[0].numel() ** -0.5))
-        drawn = torch.randn(2, len(inputs) + len(genres) + 1, len(genres), generator=generator)
-        of, others, offsets = drawn.split([len(inputs), len(genres), 1], dim=1)
-        branches = dict(zip(inputs, (1 + 0.5 * of).unbind(1), strict=True))
-        stacked = Stacking(branches, others, offsets[:, 0]).to_lists()
+                    value.copy_(noise * (0.3 if value.dim() == 1 else value[0].numel() ** -0.5))
+        noise = torch.randn(2, len(inputs) + len(genres) + 1, len(genres), generator=generator)
+        of_branches, of_genres, offsets = noise.split([len(inputs), len(genres), 1], dim=1)
+        branches = dict(zip(inputs, (1 + 0.5 * of_branches).unbind(1), strict=True))
+        stacked = Stacking(branches, of_genres, offsets[:, 0]).to_lists()
         # Action alone, with Drama, with Horror; Comedy, and Comedy with Drama.
         seen = np.array([[1, 0, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 0, 0], [0, 1, 1, 0]])
         sets = LabelSets.from_targets(seen.repeat(4, axis=0), np.arange(20) // 3 % 2)
@@ -299,7 +299,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
                 "stacking": stacked if stacking else None,
                 "label_sets": sets.to_lists() if label_sets else None,
                 "genres": genres,
-                "inputs": {name: state_to_text(given) for name, given in inputs.items()},
+                "inputs": {name: state_to_text(value) for name, value in inputs.items()},
                 "data": {"reader": "demo", "val_fraction": 0.2, "test_fraction": 0.2},
             },
         }
@@ -311,11 +311,11 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
-    """A checkpoint with both branches that loads in an instant; not to be changed."""
+    """A checkpoint with both branches that loads in an instant; tests must not change it."""
     return make_checkpoint()
 
 
-#: Enough to go through every step of training in a second, and to learn nothing.
+#: Overrides of a run that takes a second, goes through every step of training and learns nothing.
 TINY = (
     "++data.num_movies=120",
     "++data.poster_height=48",
@@ -324,7 +324,7 @@ TINY = (
     "trainer.max_epochs=2",
     "callbacks.progress_bar=null",
     "++trainer.enable_progress_bar=false",
-    # Each epoch is on the disk as it ends.
+    # Every epoch writes a checkpoint.
     "checkpoint_min_seconds=0",
 )
 TINY_TITLE = (
@@ -341,7 +341,7 @@ TINY_POSTER = (
 
 @pytest.fixture(scope="session")
 def tiny_overrides() -> Callable[..., list[str]]:
-    """Overrides of a tiny run, `tiny_overrides("seed=1", model="title")`, for either way below."""
+    """`tiny_overrides("seed=1", model="title")` gives the overrides of a tiny run."""
 
     def overrides(*more: str, model: str = "fusion") -> list[str]:
         title = TINY_TITLE if model != "poster" else ()
@@ -353,7 +353,7 @@ def tiny_overrides() -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="session")
 def train_here(repository: Path) -> Callable[[Path, list[str]], dict[str, Any]]:
-    """Trains in this process as train.py does: `train_here(folder, overrides)` gives the result."""
+    """`train_here(folder, overrides)` trains as train.py does, in this process: the result."""
 
     def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
         from tests.running import train_in
@@ -369,7 +369,7 @@ def trained_run(
     tiny_overrides: Callable[..., list[str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """The folder of a tiny fusion run, with its checkpoints; not to be changed."""
+    """The folder of a tiny fusion run, with its checkpoints; tests must not change it."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
     train_here(folder, tiny_overrides())
     return folder

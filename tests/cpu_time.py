@@ -1,7 +1,7 @@
-"""What each test costs in CPU seconds, its child processes included: ``-p tests.cpu_time``.
+"""A pytest plugin that measures the CPU seconds of each test: ``-p tests.cpu_time``.
 
-Unlike wall time this hardly depends on what else the machine does. Prints the sums by file, the
-tests that cost most, and those whose mark `slow` is missing.
+CPU time includes child processes, and unlike wall time hardly depends on the load of the machine.
+Prints the sums by file, the most expensive tests, and the tests that lack the mark `slow`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-#: A test that costs more, without the fixtures that it shares with others, is slow.
+#: A test whose call takes more CPU seconds, without its fixtures, is slow.
 SLOW = 2.0
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -23,7 +23,7 @@ COSTS = pytest.StashKey[dict[str, float]]()
 
 
 def spent() -> float:
-    """CPU seconds of this process and of all its descendants, those that have ended included."""
+    """CPU seconds of this process and its descendants, including those that have ended."""
     total = sum(
         usage.ru_utime + usage.ru_stime
         for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -35,7 +35,7 @@ def _children(pid: int) -> list[int]:
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
         return [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return []
 
 
@@ -73,7 +73,7 @@ def _measured(item: pytest.Item, phase: str) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    # A report gets from a worker of xdist to the process that prints.
+    # xdist's workers send their reports to the process that prints them.
     report: Any = yield
     report.user_properties.append((f"cpu_{report.when}", item.stash[COSTS][report.when]))
     report.user_properties.append(("slow", item.get_closest_marker("slow") is not None))
@@ -87,20 +87,20 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             if isinstance(report, pytest.TestReport):
                 costs[report.nodeid].update(report.user_properties)
 
-    def whole(cost: dict[str, Any]) -> float:
+    def total(cost: dict[str, Any]) -> float:
         return sum(value for name, value in cost.items() if name.startswith("cpu_"))
 
     by_file: dict[str, float] = defaultdict(float)
     for name, cost in costs.items():
-        by_file[name.partition("::")[0]] += whole(cost)
+        by_file[name.partition("::")[0]] += total(cost)
     write = terminalreporter.write_line
     terminalreporter.write_sep("=", f"{sum(by_file.values()):.0f} CPU seconds")
     for path, seconds in sorted(by_file.items(), key=lambda pair: -pair[1]):
         if seconds >= 1:
             write(f"{seconds:7.1f}  {path}")
     terminalreporter.write_sep("-", "tests")
-    for name, cost in sorted(costs.items(), key=lambda pair: -whole(pair[1]))[:40]:
-        write(f"{whole(cost):7.1f}  {name}")
+    for name, cost in sorted(costs.items(), key=lambda pair: -total(pair[1]))[:40]:
+        write(f"{total(cost):7.1f}  {name}")
     for name, cost in costs.items():
         if not cost["slow"] and cost.get("cpu_call", 0) > SLOW:
             write(f"not marked as slow: {name} ({cost['cpu_call']:.1f} s)")

@@ -8,14 +8,14 @@ from genre_lightning.movies.movie import Movie, PosterFile
 
 
 def poster_of(movie: Movie) -> PosterFile | None:
-    """Where a movie's poster lies; None for one without."""
+    """The poster file of a movie; None for a movie without a poster."""
     poster = movie.value("poster")
     assert poster is None or isinstance(poster, PosterFile)
     return poster
 
 
 def movie(**changes: Any) -> Movie:
-    """A movie that can be trained on, but for the changes; `title` and `poster` are columns."""
+    """A valid movie with some fields changed; `title` and `poster` change these columns."""
     columns = {"title": "Heat (1995)", **changes.pop("columns", {})}
     for name in ("title", "poster"):
         if name in changes:

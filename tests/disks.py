@@ -1,4 +1,4 @@
-"""Small disks of our own, that fill up, are read-only, or have room again."""
+"""Small disks in memory, for tests of a full or read-only disk."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ class Disk:
         self.folder = folder
 
     def change(self, *options: str) -> None:
-        """Mount it anew: "size=..." in bytes, "ro", "rw"."""
+        """Remount the disk with options such as "size=..." in bytes, "ro" or "rw"."""
         command = ["mount", "-o", ",".join(["remount", *options]), str(self.folder)]
         subprocess.run(command, check=True, capture_output=True)
 
     @property
     def used(self) -> int:
-        """Bytes."""
+        """Used bytes."""
         return shutil.disk_usage(self.folder).used
 
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Disk]:
-    """Mount one of so many bytes; the test is skipped where that is not allowed."""
+    """Mount a disk of ``size`` bytes; skip the test where mounting is not allowed."""
     folder.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no disk of our own: mounting is not allowed here")
+        pytest.skip("no small disk: mounting is not allowed here")
     try:
         yield Disk(folder)
     finally:
-        # Lazily: a process that is ending may still have a file open there.
+        # Lazily, since an ending process may still have a file open there.
         subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -1,4 +1,4 @@
-"""Drawn movies as data to train on."""
+"""A data module of demo movies, whose posters are drawn."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.inputs.input import Input
 
 
-def drawn_data(folder: Path, inputs: Mapping[str, Input], **options: Any) -> MovieDataModule:
-    """Small demo movies, set up in a folder; options are those of the module and its reader."""
+def demo_data(folder: Path, inputs: Mapping[str, Input], **options: Any) -> MovieDataModule:
+    """A data module of small demo movies; ``options`` are those of the module and its reader."""
     data = MovieDataModule(
         "demo", inputs, cache_dir=folder, root=str(folder), **{"poster_height": 32, **options}
     )

@@ -1,17 +1,17 @@
-"""What a forked command starts as ``python ...`` is forked as well.
+"""Forks the Python processes that a forked command would start.
 
-joblib's workers, submitit's jobs and torchrun's processes each import PyTorch and Lightning, 3 CPU
-seconds. A command that calls :func:`fork_interpreters` as it begins has a twin, forked there and
-then, which waits. Where the command would have the kernel start Python, it sends the twin what it
-would have given the kernel, and the twin forks.
+joblib's workers, submitit's jobs and torchrun's processes each import PyTorch and Lightning, which
+takes 3 CPU seconds. A command that calls :func:`fork_interpreters` at its start immediately forks a
+twin, which waits. Whenever the command would start Python, it sends the arguments of the system
+call to the twin, and the twin forks instead.
 
-What such a test proves: how processes work together, wait, are signalled, killed and end. The fork
-is a child of the process that asked, with the files, folder, environment and session that it asked
-for, and begins with nothing of what that process has done since its own beginning.
+Such a test proves how processes cooperate, wait, handle signals, are killed and end. The fork is a
+child of the requesting process, has the files, folder, environment and session that this process
+requested, and has none of the state that this process has acquired since its start.
 
-What it does not prove: that a process finds its modules, sets itself up as it is imported, or goes
-by variables that are read while PyTorch is loaded, since all of that has happened before. So each
-kind of process is also started by Python in some test: joblib's in
+Such a test does not prove that a process finds its modules, initialises itself on import, or obeys
+variables that are read while PyTorch is loaded: all of that has happened before the fork. So some
+test also starts each kind of process normally: joblib's in
 ``test_workers_that_have_no_job_yet_end``, submitit's in ``test_jobs_side_by_side``, torchrun's in
 ``test_processes_end_with_the_one_that_started_them``.
 """
@@ -32,28 +32,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: Options of Python between its name and what it runs, which a fork may do without.
+#: Options of the Python interpreter that a fork can ignore.
 IGNORED_OPTIONS = {"-u", "-s", "-E", "-B", "-I"}
 
-#: Above every number at which a started process expects a file, and above all that are open.
+#: HIGH is above every file descriptor that a child expects, END above every open one.
 HIGH, END = 512, 1024
 
 CLONE_PARENT, SYS_CLONE = 0x00008000, {"x86_64": 56, "aarch64": 220}.get(os.uname().machine)
 PR_SET_PDEATHSIG = 1
 
-#: Is ``python *arguments`` in a folder, with an environment; gives the status with which it ends.
+#: Acts as ``python *arguments`` in a folder and an environment; returns the exit status.
 Run = Callable[[list[str], str, dict[str, str]], int]
 
 
-def fork_interpreters(run: Run, by_python: int = 0) -> None:
-    """From now on have this process fork where it would start Python; other programs start.
+def fork_interpreters(run: Run, num_unforked: int = 0) -> None:
+    """From now on, fork whenever this process would start Python; other programs start normally.
 
-    To be called before anything else happens in it: the forks begin as it is now. Does nothing
-    where processes can't be forked so.
+    Call this first in a process, since forks begin with its present state. Does nothing on a
+    platform where processes can't be forked this way.
 
     Args:
-        run: what a fork calls.
-        by_python: so many are started by Python first.
+        run: called by each fork.
+        num_unforked: how many Python processes are started normally before forking begins.
     """
     if sys.platform != "linux" or SYS_CLONE is None:
         return
@@ -66,35 +66,35 @@ def fork_interpreters(run: Run, by_python: int = 0) -> None:
     start: Any = _posixsubprocess.fork_exec
     lock = threading.Lock()
 
-    def fork_exec(*given: Any) -> int:
-        # The arguments are those of Python's own function, in its order.
-        (args, _, close_fds, pass_fds, cwd, env, stdin, _, _, stdout, _, stderr, *_) = given
-        error_pipe, new_session = given[13], given[15]
+    def fork_exec(*parameters: Any) -> int:
+        # The signature is that of Python's own function.
+        (args, _, close_fds, pass_fds, cwd, env, stdin, _, _, stdout, _, stderr, *_) = parameters
+        error_pipe, new_session = parameters[13], parameters[15]
         arguments = _arguments([os.fsdecode(arg) for arg in args])
-        if arguments is None or not close_fds or any(map(callable, given[21:])):  # preexec_fn
-            return int(start(*given))
-        nonlocal by_python
+        if arguments is None or not close_fds or any(map(callable, parameters[21:])):  # preexec_fn
+            return int(start(*parameters))
+        nonlocal num_unforked
         with lock:
-            by_python -= 1
-            if by_python >= 0:
-                return int(start(*given))
+            num_unforked -= 1
+            if num_unforked >= 0:
+                return int(start(*parameters))
         if env is None:
             variables = dict(os.environ)
         else:
             pairs = (os.fsdecode(entry).partition("=") for entry in env)
             variables = {name: value for name, _, value in pairs}
-        # A pipe that tells of a program that can't be started is left out.
+        # Without the pipe that reports a failed exec.
         passed = {number: number for number in pass_fds if number != error_pipe}
         files = {0: stdin, 1: stdout, 2: stderr, **passed}
         request = arguments, os.fsdecode(cwd or os.getcwd()), variables, list(files), new_session
-        told = pickle.dumps(request)
+        message = pickle.dumps(request)
         with lock:
             socket.send_fds(
                 ours,
-                [len(told).to_bytes(8, "little")],
+                [len(message).to_bytes(8, "little")],
                 [number if file == -1 else file for number, file in files.items()],
             )
-            ours.sendall(told)
+            ours.sendall(message)
             return int.from_bytes(_receive(ours, 8), "little")
 
     _posixsubprocess.fork_exec = fork_exec
@@ -102,7 +102,7 @@ def fork_interpreters(run: Run, by_python: int = 0) -> None:
 
 
 def _arguments(command: list[str]) -> list[str] | None:
-    """What Python is to run; None where the command is another, or has options that matter."""
+    """Arguments of Python; None for another program, or with options that can't be ignored."""
     if command[0] != sys.executable:
         return None
     rest = command[1:]
@@ -122,13 +122,13 @@ def _receive(connection: socket.socket, count: int) -> bytes:
 
 
 def _serve(requests: socket.socket, run: Run) -> None:
-    """Be the twin: fork as the other process asks, and end with it."""
+    """Act as the twin: fork on request of the other process, and end with it."""
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # What a terminal or killpg tells the command's group is not for this process.
+    # Signals that a terminal or killpg sends to the command's group are not for the twin.
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    # A pipe that the command closes has no other end here.
+    # Close all other files: a pipe that the command closes must not stay open here.
     os.closerange(0, requests.fileno())
     os.closerange(requests.fileno() + 1, END)
     while True:
@@ -138,7 +138,7 @@ def _serve(requests: socket.socket, run: Run) -> None:
         except EOFError:
             os._exit(0)
         ctypes.pythonapi.PyOS_BeforeFork()
-        # Not os.fork: the fork is to be a child of the process that asks.
+        # Not os.fork: the new process must be a child of the requesting process.
         pid = libc.syscall(SYS_CLONE, CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0)
         if pid == 0:
             ctypes.pythonapi.PyOS_AfterFork_Child()
@@ -160,7 +160,7 @@ def _begin(
     numbers: list[int],
     new_session: bool,
 ) -> None:
-    """Be what was asked for, with each file at its number."""
+    """Run the request, with each file at its file descriptor."""
     os.chdir(cwd)
     if new_session:
         os.setsid()
@@ -175,10 +175,10 @@ def _begin(
 
 
 def _wait_for_the_job(folder: str) -> None:
-    """submitit writes what its process reads once that has begun: it relies on a slow start."""
+    """Wait for a file that submitit writes only after starting a job, relying on a slow start."""
     job = str(os.getpid())
-    written = Path(folder.replace("%j", job)) / f"{job}_submitted.pkl"
+    submitted = Path(folder.replace("%j", job)) / f"{job}_submitted.pkl"
     deadline = time.monotonic() + 60
-    while not written.exists():
-        assert time.monotonic() < deadline, f"{written} was not written"
+    while not submitted.exists():
+        assert time.monotonic() < deadline, f"{submitted} was not written"
         time.sleep(0.01)

@@ -1,6 +1,7 @@
-"""Processes that need not import PyTorch: forked from one that has, and otherwise real ones.
+"""Processes forked from one that has imported PyTorch, which saves them seconds of imports.
 
-Each has its own process id, folder, environment and output, and is killed like any other.
+Otherwise they are real: each has its own process id, working directory, environment and output,
+and is killed like any other.
 """
 
 from __future__ import annotations
@@ -35,32 +36,32 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def start_process(function: Callable[..., Any], *arguments: Any) -> ForkServerProcess:
-    """Call a function of an importable module in a process of its own; it ends with this one."""
+    """Call a function of an importable module in a new process, which ends with this one."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preloaded"])
     process = context.Process(target=function, args=arguments, daemon=True)
     with pytest.MonkeyPatch.context() as patch:
-        # The first call starts the process that forks, which does not take over sys.path.
+        # The first call starts the fork server, which does not inherit sys.path.
         patch.setenv("PYTHONPATH", str(REPOSITORY), prepend=os.pathsep)
         process.start()
     return process
 
 
 class Command:
-    """``python *arguments`` in a process of its own, with what tests use of ``subprocess.Popen``.
+    """``python *arguments`` in a forked process, with what tests use of ``subprocess.Popen``.
 
-    Only for tests that are not about how Python starts: modules of ``tests.preloaded`` are there
-    from the beginning.
+    Not for tests of how Python starts: the modules of ``tests.preloaded`` are already imported.
 
     Args:
         arguments: a script and its arguments; ``-m``, a module and its arguments; or ``-c``, code
             and its arguments.
-        cwd: its folder.
-        env: its environment; by default that of this process.
-        start_new_session: whether it leads a group of processes, for ``os.killpg``.
-        terminal: path of one that is its own from then on; what it prints goes there alone.
-        fork_interpreters: whether Python processes that it starts are forked as well, see
+        cwd: working directory.
+        env: environment; by default that of this process.
+        start_new_session: whether the process leads a process group, for ``os.killpg``.
+        fork_interpreters: whether Python processes that the command starts are forked as well, see
             :mod:`tests.forked_interpreters`.
+        terminal: path of a terminal that becomes the process's own and gets all of its output.
+        num_unforked: how many Python processes are started normally before forking begins.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Command:
         start_new_session: bool = False,
         fork_interpreters: bool = True,
         terminal: str | None = None,
-        by_python: int = 0,
+        num_unforked: int = 0,
     ) -> None:
         self.args = [str(argument) for argument in arguments]
         self._output = Path(tempfile.mkdtemp(prefix="command-"))
@@ -79,7 +80,7 @@ class Command:
         env = dict(os.environ if env is None else env)
         self._process = start_process(
             *(_run, self.args, str(cwd), env, str(self._output)),
-            *(start_new_session, by_python if fork_interpreters else None, terminal),
+            *(start_new_session, num_unforked if fork_interpreters else None, terminal),
         )
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -99,13 +100,13 @@ class Command:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Wait until it ends: all that it printed, and its errors."""
+        """Wait until the process ends; return its whole stdout and stderr."""
         self.wait(timeout)
         return self.stdout, self.stderr
 
     @property
     def stdout(self) -> str:
-        """What it has printed until now."""
+        """The output so far."""
         return self._read("stdout")
 
     @property
@@ -121,7 +122,7 @@ class Command:
             os.kill(self.pid, number)
 
     def stop(self) -> None:
-        """Have it stand still until SIGCONT."""
+        """Suspend the process until SIGCONT; returns once it is suspended."""
         self.send_signal(signal.SIGSTOP)
         while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
             time.sleep(0.001)
@@ -139,7 +140,7 @@ def run_command(
     env: Mapping[str, str] | None = None,
     timeout: float = 300,
 ) -> Command:
-    """A :class:`Command` that has ended."""
+    """Run a :class:`Command` until it ends."""
     command = Command(arguments, cwd, env)
     try:
         command.wait(timeout)
@@ -154,7 +155,7 @@ def _run(
     env: dict[str, str],
     output: str,
     start_new_session: bool,
-    by_python: int | None,
+    num_unforked: int | None,
     terminal: str | None,
 ) -> None:
     if start_new_session:
@@ -166,13 +167,13 @@ def _run(
             file = os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(file, number)
             os.close(file)
-    if by_python is not None:
-        fork_interpreters(_fork_and_run, by_python)
+    if num_unforked is not None:
+        fork_interpreters(_fork_and_run, num_unforked)
     os._exit(run_as_python(arguments, cwd, env))
 
 
 def take_terminal(path: str) -> None:
-    """Have a terminal for this process, which leads a session, and for those that it starts."""
+    """Make this process, a session leader, and those that it starts use a terminal."""
     screen = os.open(path, os.O_RDWR)
     ioctl(screen, termios.TIOCSCTTY, 0)
     for number in range(3):
@@ -181,21 +182,21 @@ def take_terminal(path: str) -> None:
 
 
 def _fork_and_run(arguments: list[str], cwd: str, env: dict[str, str]) -> int:
-    """:func:`run_as_python`, with Python processes that are forked, and those of these as well."""
+    """:func:`run_as_python` that forks interpreters, as its own Python processes do in turn."""
     fork_interpreters(_fork_and_run)
     return run_as_python(arguments, cwd, env)
 
 
 def run_as_python(arguments: list[str], cwd: str, env: Mapping[str, str]) -> int:
-    """Have this forked process be ``python *arguments``; its output goes where 1 and 2 lead.
+    """Act as ``python *arguments`` in this forked process, writing to file descriptors 1 and 2.
 
     Returns:
-        The status with which Python would end.
+        The exit status of Python.
     """
-    # It may start processes of its own, and in the way that Python would by itself.
+    # Restore multiprocessing's defaults: child processes are allowed, by the default start method.
     multiprocessing.current_process().daemon = False
     multiprocessing.set_start_method(None, force=True)
-    # One that it has to start, and not that of the tests.
+    # Forget the resource tracker of the tests: this process starts its own.
     resource_tracker._resource_tracker.__init__()  # type: ignore[misc]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, name in ((1, "stdout"), (2, "stderr")):
@@ -204,9 +205,9 @@ def run_as_python(arguments: list[str], cwd: str, env: Mapping[str, str]) -> int
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    tempfile.tempdir = None  # TMPDIR may name another
+    tempfile.tempdir = None  # env may contain another TMPDIR
     if "torch" in sys.modules and "OMP_NUM_THREADS" in env:
-        # PyTorch goes by it as it is loaded, which it has been.
+        # PyTorch reads the variable when it is loaded, and it already is.
         sys.modules["torch"].set_num_threads(int(env["OMP_NUM_THREADS"]))
     sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     status = 0
@@ -224,10 +225,10 @@ def run_as_python(arguments: list[str], cwd: str, env: Mapping[str, str]) -> int
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException as error:  # noqa: BLE001 - as Python does at the top
+    except BaseException as error:  # noqa: BLE001 - as Python itself does
         traceback.print_exc()
         status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-    # As Python ends, in place of which os._exit is called.
+    # Python's own shutdown, which os._exit would skip.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for file in (sys.stdout, sys.stderr):

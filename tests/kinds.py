@@ -1,6 +1,6 @@
-"""One of each kind of input and network, small: what the contract tests run over.
+"""A small example of each input and network, for the contract tests.
 
-A new entry of ``INPUTS`` or ``NETWORKS`` needs a line here, and is then tested as all others are.
+A new entry of ``INPUTS`` or ``NETWORKS`` needs a line here, and is then tested like all others.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ TRAIN = np.array([0, 1, 2, 4])
 
 @dataclass(frozen=True)
 class Kind:
-    """An input of one kind.
+    """How to build one kind of input, and what to feed it.
 
     Attributes:
-        make: it, not fitted yet, with its files in the folder.
-        values: what the column of six movies holds, as a reader gives it; None for the second and
-            the last.
-        given: the same, as a user hands it in.
+        make: builds the input, not fitted yet; its files go into the folder.
+        values: values of the column for six movies, as a reader gives them; None for the second
+            and the last movie.
+        given: the same values in the form in which a user passes them to ``read``.
         unreadable: values that ``read`` refuses.
     """
 
@@ -60,7 +60,7 @@ def _titles(folder: Path) -> list[Any]:
     return ["Heat (1995)", None, "Night Heat (1985)", "Heat of the Sun (2003)", "Sunrise", None]
 
 
-def _dated(folder: Path) -> list[Any]:
+def _titles_with_years(folder: Path) -> list[Any]:
     titles = enumerate(_titles(folder))
     return [None if title is None else f"{title} ({1950 + 7 * n})" for n, title in titles]
 
@@ -113,8 +113,8 @@ KINDS: dict[str, Kind] = {
     ),
     "year": Kind(
         lambda folder: YearInput("title"),
-        _dated,
-        _dated,
+        _titles_with_years,
+        _titles_with_years,
         (7, b"bytes", ["a"]),
     ),
     "vectors": Kind(
@@ -143,21 +143,22 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def fits(network: str) -> list[str]:
-    """The kinds of input that a network can have."""
-    # The words on posters are given as the input of texts gives them: here as terms.
-    gives = {kind: getattr(one, "gives", "terms") for kind, one in INPUTS.items()}
+    """The kinds of input that fit a network."""
+    # `poster_text` gives whatever its own text input gives, which is `terms` here.
+    gives = {kind: getattr(cls, "gives", "terms") for kind, cls in INPUTS.items()}
     return [kind for kind in INPUTS if gives[kind] == NETWORKS[network].takes]
 
 
 @dataclass
 class Opened:
-    """An input that has seen its six movies.
+    """A fitted input and the features of its six movies.
 
     Attributes:
-        input: fitted.
-        features: of the six movies.
-        given: as :class:`Kind`.
-        store: where they are kept.
+        input: the fitted input.
+        features: features of the six movies.
+        given: as in :class:`Kind`.
+        store: the store of the features.
+        values: as in :class:`Kind`.
     """
 
     input: Input
@@ -168,7 +169,7 @@ class Opened:
 
     @property
     def items(self) -> list[Any]:
-        """What was read of each movie, None for one that lacks the column."""
+        """What ``read`` gives for each movie; None for a movie without the column."""
         return [None if value is None else self.input.read(value) for value in self.given]
 
     def part(self, rows: list[int]) -> Part:
@@ -179,13 +180,13 @@ class Opened:
 
 def opened(kind: str, folder: Path) -> Opened:
     store = Store(folder / "cache", workers=1, progress=False)
-    one, values = KINDS[kind].make(folder), KINDS[kind].values(folder)
-    features = one.open(values, TRAIN, store)
-    return Opened(one, features, KINDS[kind].given(folder), store, values)
+    branch_input, values = KINDS[kind].make(folder), KINDS[kind].values(folder)
+    features = branch_input.open(values, TRAIN, store)
+    return Opened(branch_input, features, KINDS[kind].given(folder), store, values)
 
 
-class _Encoder:
-    """In place of an image encoder's weights: means of 8 x 8 pixels, a movie at a time."""
+class _FakeEncoder:
+    """A fake image encoder without weights: means of 8 x 8 pixels."""
 
     def __init__(self, spec: Any, *arguments: Any) -> None:
         self.name, self.sha256, self.width = spec.name, spec.sha256, spec.width
@@ -201,8 +202,8 @@ class _Encoder:
         return torch.from_numpy(np.stack([np.resize(row, self.width) for row in cells]))
 
 
-class _Module(nn.Module):
-    """In place of the network of an image encoder."""
+class _FakeImageModule(nn.Module):
+    """A fake of an image encoder's network."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__()
@@ -213,18 +214,18 @@ class _Module(nn.Module):
         return torch.relu(self.conv(pixels)).mean((2, 3))
 
 
-def without_weights(patch: pytest.MonkeyPatch) -> None:
-    """Put something small in the place of pretrained encoders, whose weights may not be there."""
-    patch.setattr(embedding, "open_encoder", _Encoder)
-    patch.setattr(embedding, "ImageEncoder", _Encoder)
-    patch.setattr(poster_encoder, "build_image_module", _Module)
+def use_fake_encoders(patch: pytest.MonkeyPatch) -> None:
+    """Replace pretrained encoders, whose weights may not be installed, with small fakes."""
+    patch.setattr(embedding, "open_encoder", _FakeEncoder)
+    patch.setattr(embedding, "ImageEncoder", _FakeEncoder)
+    patch.setattr(poster_encoder, "build_image_module", _FakeImageModule)
     patch.setattr(PosterEncoder, "load_pretrained", lambda self: None)
     patch.setattr(poster_text, "ocr_sha256", lambda: "0" * 64)
     patch.setattr(poster_text, "read_words", lambda pixels: f"{pixels[0, 0]} {pixels[-1, -1]}")
 
 
-def drawn(network: torch.nn.Module, seed: int = 0) -> None:
-    """Give every weight and statistic a value as after training: none is zero."""
+def randomize_weights(network: torch.nn.Module, seed: int = 0) -> None:
+    """Draw every weight and statistic at random: none is zero, as after training."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in network.state_dict().items():

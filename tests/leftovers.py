@@ -1,4 +1,4 @@
-"""What commands leave behind: processes, shared memory, temporary files, locks."""
+"""Leftovers of commands: processes, shared memory and unfinished files."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import pytest
 SHARED_MEMORY = Path("/dev/shm")
 
 
-class Started:
-    """The processes of a command: those whose working directory is its folder.
+class CommandProcesses:
+    """The processes of a command, found by their working directory.
 
-    Not by their environment, over which Ray's workers write a name, nor by their parents, who may
-    have ended.
+    Their environment can't identify them, since Ray's workers overwrite it with a name, nor can
+    their parents, which may have ended.
 
     Args:
-        folder: of this command alone.
+        folder: working directory of this command, and of no other.
 
     Attributes:
-        seen: the numbers of all that were found.
+        seen: ids of all processes found so far.
     """
 
     def __init__(self, folder: Path) -> None:
         if not Path("/proc/self/cwd").exists():
-            pytest.skip("processes are found by their folder, on Linux alone")
+            pytest.skip("processes are found by their folder, which needs Linux")
         self.folder = folder.resolve()
         self.seen: set[int] = set()
 
     def alive(self) -> dict[int, str]:
-        """Command lines of those that have not ended, by their numbers."""
+        """Command lines of the running processes, by process id."""
         commands = {}
         for process in Path("/proc").iterdir():
             if not process.name.isdigit():
                 continue
             try:
-                # Of a process that has ended there is neither, though its parent is yet to ask.
+                # The cwd link of a zombie can't be read.
                 if Path(os.readlink(process / "cwd")) == self.folder:
                     line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                     commands[int(process.name)] = line
@@ -48,19 +48,19 @@ class Started:
         self.seen |= set(commands)
         return commands
 
-    def wait_for_the_end(self, seconds: float) -> None:
-        """Fail where one is still there after so long.
+    def wait_until_ended(self, seconds: float) -> None:
+        """Wait until all processes have ended; fail if one still runs after this time.
 
-        Ray's two agents are not waited for: they end by themselves, after they have tried for a
-        minute to tell Ray of it, which is no more.
+        Ray's two agents are ignored: they end by themselves, after trying for a minute to report
+        to Ray, which has already ended.
         """
         deadline = time.monotonic() + seconds
         while left := [command for command in self.alive().values() if "Agent" not in command]:
-            assert time.monotonic() < deadline, f"still there: {left}"
+            assert time.monotonic() < deadline, f"still running: {left}"
             time.sleep(0.05)
 
     def shared_memory(self) -> list[str]:
-        """What is named for one of those that were seen, as semaphores of loky are."""
+        """Shared memory with the id of a seen process in its name, as loky's semaphores have."""
         names = os.listdir(SHARED_MEMORY) if SHARED_MEMORY.exists() else []
         return [
             name for name in names if self.seen & {int(part) for part in re.findall(r"\d+", name)}
@@ -68,13 +68,13 @@ class Started:
 
 
 def unfinished_files(folder: Path) -> list[Path]:
-    """Files of a tree that were to become others once they are whole."""
+    """Temporary files in a tree that were never completed and renamed."""
     return [path for path in folder.rglob(".*") if re.fullmatch(r"\..+\.\d+", path.name)]
 
 
-def wait_until(condition: Callable[[], object], seconds: float, says: Callable[[], str]) -> None:
-    """Wait for something to be true; fail with a message where it is not in time."""
+def wait_until(condition: Callable[[], object], seconds: float, message: Callable[[], str]) -> None:
+    """Wait until a condition is true; fail with a message if it is not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, says()
+        assert time.monotonic() < deadline, message()
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Little memory, in which nothing absurd can be allocated."""
+"""A memory limit, under which an absurdly large allocation fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def little_memory(megabytes: int = 400) -> Iterator[None]:
-    """Lets the process have no more than this on top of what it has."""
+    """Limit what the process can allocate in addition to the memory that it already has."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     limit = pages * resource.getpagesize() + megabytes * 2**20

@@ -1,4 +1,4 @@
-"""Tests of what an extra brings are skipped where it is not installed."""
+"""Skips the tests of an extra that is not installed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 
 
 def skip_without(*packages: str) -> None:
-    """Skip the module that calls this, unless there are these packages.
+    """Skip the calling module unless these packages are installed.
 
-    Unlike `pytest.importorskip` it imports none, which takes seconds in each process of the tests,
-    whichever of them it runs.
+    `pytest.importorskip` would import them, which takes seconds in each process of xdist, even in
+    one that runs none of these tests.
     """
     for name in packages:
         if find_spec(name) is None:

@@ -1,4 +1,4 @@
-"""What OpenMP goes by in a command, without the seconds that PyTorch takes to be imported."""
+"""OpenMP's settings in a command, without the seconds that importing PyTorch takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-#: Runs a script up to where it asks for PyTorch, loads the OpenMP that comes with that, and ends.
+#: Runs a script until it imports PyTorch, loads only the OpenMP library of PyTorch, and exits.
 UNTIL_PYTORCH = """
 import ctypes, os, runpy, sys
 from importlib.machinery import PathFinder
@@ -21,7 +21,7 @@ class Finder:
             for library in Path(spec.origin).parent.glob("lib/libgomp*"):
                 ctypes.CDLL(str(library))
                 os._exit(0)
-        return None  # it has none of its own: the script is run to its end
+        return None  # PyTorch brings no OpenMP: run the script to its end
 
 sys.meta_path.insert(0, Finder)
 del sys.argv[0]
@@ -30,21 +30,21 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def told_by_openmp(
+def openmp_output(
     script: Path,
     overrides: Sequence[str],
     cwd: Path,
     env: Mapping[str, str],
     whole: bool = False,
 ) -> str:
-    """What it prints as it is loaded, with ``OMP_DISPLAY_ENV``, in a script that Python starts.
+    """What OpenMP prints when a script loads it, with ``OMP_DISPLAY_ENV`` set.
 
     Args:
-        script: what is run.
-        overrides: its arguments.
-        cwd: its folder.
-        env: its environment.
-        whole: whether it is run to its end.
+        script: the script.
+        overrides: arguments of the script.
+        cwd: working directory.
+        env: environment.
+        whole: whether the script runs to its end; otherwise it exits once OpenMP is loaded.
     """
     done = subprocess.run(
         [sys.executable, *(() if whole else ("-c", UNTIL_PYTORCH)), str(script), *overrides],

@@ -1,4 +1,4 @@
-"""What is asked of every page we write, in a browser."""
+"""Checks of every HTML page that the project writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 #: A letter of Hebrew or Arabic.
 RIGHT_TO_LEFT = re.compile("[\u0590-\u06ff]")
 
-# The same of a page that a script has made.
+# As not_isolated, run in a browser: for a page that a script builds.
 NOT_ISOLATED = """() => {
   const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   const found = [];
@@ -22,7 +22,7 @@ NOT_ISOLATED = """() => {
 
 
 class _Texts(HTMLParser):
-    """Collects the texts from right to left that stand in no element that isolates them."""
+    """Collects the right-to-left texts that are in no element that isolates them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class _Texts(HTMLParser):
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        # Each text of a drawing is isolated by the style sheet.
+        # The style sheet isolates each text of an SVG drawing.
         if tag in ("bdi", "text", "title") or dict(attrs).get("dir") == "auto":
             self.isolating.append(tag)
 
@@ -44,13 +44,13 @@ class _Texts(HTMLParser):
 
 
 def not_isolated(html: str) -> list[str]:
-    """Texts of a page from right to left that would turn round what stands beside them."""
+    """Right-to-left texts of a page that would reorder the text beside them."""
     texts = _Texts()
     texts.feed(html)
     return texts.found
 
 
-# WCAG 2.2: contrast of every text with what lies behind it, painted to learn what mixes come to.
+# WCAG 2.2: contrast of every text with its background. Painting computes translucent colours.
 CONTRAST = """() => {
   const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
   const paint = (colours) => {

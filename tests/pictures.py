@@ -1,4 +1,4 @@
-"""Pictures and their files for tests."""
+"""Images and image files for tests."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
 
 
 def with_size(png: bytes, width: int, height: int) -> bytes:
-    """The same PNG with another size in its header."""
+    """A copy of a PNG with another size in its header."""
     header = b"IHDR" + struct.pack(">II", width, height) + png[24:29]
     return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
 
 
 def readable_if_small() -> bytes:
-    """A JPEG that can be read at a size of up to some 200 pixels, and takes too much at 1024."""
+    """A JPEG that can be decoded at up to about 200 pixels, but is over the limits at 1024."""
     return encoded(Image.new("RGB", (32_000, 1_900), "red"), "JPEG")
 
 
-#: Bytes of no poster, and a pattern of the reason.
+#: Bytes that are no readable poster, and a pattern of the reason.
 BROKEN = {
     "empty": (b"", "empty file"),
     "text": (b"<html>not found</html>", "not an image"),
@@ -62,7 +62,7 @@ def locate(path: Path) -> PosterFile:
 
 
 def write_poster(path: Path, *lines: str) -> Path:
-    """A poster with lines of text from the top, light on dark."""
+    """Write a poster with lines of light text on a dark background, from top to bottom."""
     image = Image.new("RGB", (300, 450), (20, 30, 60))
     draw = ImageDraw.Draw(image)
     for number, line in enumerate(lines):

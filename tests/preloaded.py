@@ -1,4 +1,4 @@
-"""Imported once by the process that others are forked from: what most of them need."""
+"""Imported once by the process from which others are forked: the modules that most need."""
 
 import gc
 import importlib
@@ -52,9 +52,9 @@ if importlib.util.find_spec("optuna") is not None:
         "genre_lightning.sweeps.study",
     ):
         importlib.import_module(name)
-sys.modules["PIL.Image"].init()  # its formats
+sys.modules["PIL.Image"].init()  # registers the image formats
 
-# Hydra looks for its plugins once in a process, and its parsers learn from what they have parsed.
+# Hydra searches for plugins once per process, and its parsers cache what they have parsed.
 conf = importlib.import_module("train").CONF
 with (
     speed_up_composition(),
@@ -62,5 +62,5 @@ with (
 ):
     compose("train", ["model=fusion", "++data.num_movies=120"], return_hydra_config=True)
 
-# What is here stays, and no collection in a fork copies its memory.
+# Frozen objects are skipped by garbage collections in forks, which would copy their memory.
 gc.freeze()

@@ -1,4 +1,4 @@
-"""Training in this process, or in one of its own that can be killed; and what runs left."""
+"""Training in this process, or in a new one that can be killed; reading the files of a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.forking import start_process
 
 
 def train_in(repository: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """Train as train.py does, without the time it takes to start: the result."""
+    """Train as train.py does, without its start-up time, and return the result."""
     from hydra import compose, initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
@@ -50,21 +50,21 @@ def train_in(repository: Path, folder: Path, overrides: list[str]) -> dict[str, 
             with recorded_run(folder, cfg.monitor, cfg.seed, overrides) as result:
                 train(cfg, folder, result)
         finally:
-            # What it says of a sweep is not for the tests that follow.
+            # Later tests must not see this config.
             HydraConfig.instance().cfg = before
     return result
 
 
-def train_apart(
+def start_training(
     repository: Path,
     folder: Path,
     overrides: list[str],
     before: Callable[..., None] | None = None,
     *arguments: Any,
 ) -> ForkServerProcess:
-    """Start :func:`train_in` in a process of its own, forked from one that has all imported.
+    """Start :func:`train_in` in a new process, forked from one that has imported everything.
 
-    ``before(*arguments)``, of an importable module, is called there first.
+    The new process first calls ``before(*arguments)``, a function of an importable module.
     """
     return start_process(_child, repository, folder, overrides, before, arguments)
 
@@ -84,27 +84,27 @@ def _child(
         train_in(repository, folder, overrides)
 
 
-def train_in_turn(
+def train_sequentially(
     repository: Path, runs: Sequence[tuple[Path, list[str], tuple[Any, ...]]], module: str
 ) -> list[int]:
-    """Runs of :func:`train_apart`, one after another, each in a process of its own.
+    """Train one after another, each time in a new process as in :func:`start_training`.
 
-    They are forked from one that has imported a further module, which takes seconds.
+    The processes are forked from one that has imported a further module, which takes seconds.
 
     Args:
-        repository: where the scripts are.
-        runs: for each its folder, its overrides, and what is called first with its arguments.
-        module: that all of them need.
+        repository: folder of the scripts.
+        runs: folder, overrides, and ``(before, *arguments)`` of each run.
+        module: the further module that all runs need.
 
     Returns:
-        With what each ended: a status, or the signal with a minus.
+        The exit code of each run: its status, or minus the signal that killed it.
     """
     statuses = runs[0][0].with_name("statuses.json")
     process = start_process(_turns, repository, runs, module, statuses)
     process.join()
     assert process.exitcode == 0, f"{module} can't be imported"
-    ended: list[int] = json.loads(statuses.read_text("utf-8"))
-    return ended
+    exit_codes: list[int] = json.loads(statuses.read_text("utf-8"))
+    return exit_codes
 
 
 def _turns(
@@ -114,7 +114,7 @@ def _turns(
     statuses: Path,
 ) -> None:
     importlib.import_module(module)
-    ended = []
+    exit_codes = []
     for folder, overrides, before in runs:
         pid = os.fork()
         if pid == 0:
@@ -122,16 +122,16 @@ def _turns(
             try:
                 _child(repository, folder, overrides, before[0] if before else None, before[1:])
                 status = 0
-            except BaseException:  # noqa: BLE001 - as multiprocessing does it
+            except BaseException:  # noqa: BLE001 - as multiprocessing does
                 traceback.print_exc()
             finally:
                 sys.stderr.flush()
                 os._exit(status)
-        ended.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-    statuses.write_text(json.dumps(ended), "utf-8")
+        exit_codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    statuses.write_text(json.dumps(exit_codes), "utf-8")
 
 
-def command_apart(
+def start_script(
     repository: Path,
     script: str,
     place: Path,
@@ -139,16 +139,16 @@ def command_apart(
     before: Callable[..., None] | None = None,
     *arguments: Any,
 ) -> ForkServerProcess:
-    """Run train.py or evaluate.py as a user does, in a process forked as by :func:`train_apart`.
+    """Run train.py or evaluate.py as a user does, in a process forked as in :func:`start_training`.
 
     Args:
-        repository: where the scripts are.
+        repository: folder of the scripts.
         script: "train" or "evaluate".
-        place: the working directory, made if needed; what is printed goes to a file beside it, see
-            :func:`printed`.
-        overrides: of the command line.
-        before: called there first, with ``arguments``; of an importable module.
-        arguments: of ``before``.
+        place: working directory, created if needed. The output goes to a file beside it, which
+            :func:`printed` reads.
+        overrides: arguments of the command line.
+        before: function of an importable module, called first in the new process.
+        arguments: arguments of ``before``.
     """
     place.mkdir(parents=True, exist_ok=True)
     return start_process(_command, repository, script, place, overrides, before, arguments)
@@ -178,7 +178,7 @@ def _printed(place: Path) -> Path:
 
 
 def printed(place: Path) -> str:
-    """What the commands in a place have printed since this was last asked."""
+    """Output of the commands in this working directory since the last call of this function."""
     file = _printed(place)
     text = file.read_text("utf-8", "replace")
     file.write_text("")
@@ -186,7 +186,7 @@ def printed(place: Path) -> str:
 
 
 def at_step(moment: int, action: Callable[[], None]) -> pytest.MonkeyPatch:
-    """Do something in the so-manieth training or validation step from now; undo() ends it."""
+    """Call ``action`` in the ``moment``-th training or validation step from now, until undo()."""
     from genre_lightning.training.module import GenreModule
 
     count = 0
@@ -208,7 +208,7 @@ def at_step(moment: int, action: Callable[[], None]) -> pytest.MonkeyPatch:
 
 
 class CallsLogger(Logger):
-    """Remembers what it was called for, of all of its kind."""
+    """Records the calls of all loggers of this class."""
 
     calls: ClassVar[list[str]] = []
     name = version = "calls"
@@ -224,21 +224,22 @@ class CallsLogger(Logger):
 
 
 class SlowEpochs(pl.Callback):
-    """Makes epochs long enough to be killed in, by waiting; it takes no core's time."""
+    """Sleeps in each epoch, so that there is time to kill a run without using a core."""
 
     def on_train_epoch_start(self, *_: Any) -> None:
         time.sleep(0.1)
 
 
 def kill_at(moment: int) -> None:
-    """Have this process killed, as by kill -9, at that step."""
+    """Kill this process with SIGKILL at this step."""
     at_step(moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def slurm(tools: Path, task: int = 0, tasks: int = 1, port: int = 0) -> None:
-    """Be a task of a job of Slurm, whose signals come in the third and in the fifth step.
+def act_as_slurm_task(tools: Path, task: int = 0, tasks: int = 1, port: int = 0) -> None:
+    """Act as a task of a Slurm job that is about to be preempted.
 
-    Of several tasks the last is told in the third to queue the job again, and the others later.
+    SIGUSR1, which tells the task to requeue the job, comes in the third step of the last task and
+    in the fourth step of the others. SIGTERM comes in the fifth step.
     """
     os.environ.update(
         SLURM_JOB_ID="7", SLURM_JOB_NAME="train", SLURM_NTASKS=str(tasks), SLURM_PROCID=str(task),
@@ -250,29 +251,29 @@ def slurm(tools: Path, task: int = 0, tasks: int = 1, port: int = 0) -> None:
     at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
-def limit_files(size: int, first: Path) -> None:
-    """Let no file grow beyond so many bytes, once this one, written in the background, is there."""
+def limit_file_size(size: int, awaited: Path) -> None:
+    """Wait until the file ``awaited``, written in the background, exists; then limit file sizes."""
     deadline = time.monotonic() + 60
-    while not first.exists():
-        assert time.monotonic() < deadline, f"{first} was not written"
+    while not awaited.exists():
+        assert time.monotonic() < deadline, f"{awaited} was not written"
         time.sleep(0.01)
-    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard_limit))
 
 
-def kill_while_saving_after(moment: int, size: int, first: Path) -> None:
-    """Have this process killed by the kernel once it has written so many bytes to a file."""
+def kill_while_saving_after(moment: int, size: int, awaited: Path) -> None:
+    """From this step on, let the kernel kill this process when a file exceeds ``size`` bytes."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        limit_files(size, first)
+        limit_file_size(size, awaited)
 
     at_step(moment, limit)
 
 
 def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
-    """Where two nested containers differ, bit for bit."""
+    """Describes each place at which two nested containers are not exactly equal."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in {**one, **other}:
             if key not in one or key not in other:
@@ -292,7 +293,7 @@ def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
 
 
 def checkpoint(folder: Path, name: str = "last") -> dict[str, Any]:
-    """A checkpoint without times and places."""
+    """A checkpoint without its times and paths, which differ between equal runs."""
     loaded: dict[str, Any] = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
     history = loaded["callbacks"]["History"]
     del history["seconds"], history["epoch_seconds"]
@@ -326,7 +327,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def logits(model: TrainedModel) -> torch.Tensor:
-    """What a tiny fusion says of two titles, the first with a poster of 32 x 32."""
+    """Logits that a tiny fusion model gives two movies, only the first of which has a poster."""
     pixels = (np.arange(32 * 32 * 3).reshape(32, 32, 3) % 7 * 36).astype(np.uint8)
     items: dict[str, list[Any]] = {
         "title_tfidf": ["Lost Kiss (1968)", "Sheriff of Ohio, The (1955)"],

@@ -30,7 +30,7 @@ from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.inputs.year import YearInput
 from genre_lightning.models.networks import NETWORKS, NetworkType, build_network
 from genre_lightning.runs.composing import speed_up_composition
-from tests.kinds import without_weights
+from tests.kinds import use_fake_encoders
 from train import configured_branches
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -55,7 +55,7 @@ SHARED = [path for path in FILES if path.stem == "base"]
 
 @pytest.fixture(autouse=True)
 def small_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_weights(monkeypatch)
+    use_fake_encoders(monkeypatch)
 
 
 def compose_cfg(name: str, overrides: list[str]) -> DictConfig:

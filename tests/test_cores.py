@@ -13,7 +13,7 @@ import pytest
 
 from genre_lightning.cores import CoreUse, core_use, num_cores, num_threads
 from tests.forking import Command, run_command
-from tests.openmp import told_by_openmp
+from tests.openmp import openmp_output
 
 
 def test_num_cores_is_in_range() -> None:
@@ -136,10 +136,10 @@ def test_waiting_threads_soon_sleep_unless_configured(
     repository: Path,
     tiny_overrides: Callable[..., list[str]],
     tmp_path: Path,
-    openmp_tells: None,
+    verbose_openmp: None,
 ) -> None:
     command = repository / "train.py", tiny_overrides("trainer.max_epochs=1", model="title")
     env = {**os.environ, **variables}
     # One case runs a whole training, to check that PyTorch loads the same OpenMP as the others.
-    settings = told_by_openmp(*command, tmp_path, env, whole=not variables)
+    settings = openmp_output(*command, tmp_path, env, whole=not variables)
     assert f"GOMP_SPINCOUNT = '{count}'" in settings

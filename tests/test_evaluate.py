@@ -28,7 +28,7 @@ from genre_lightning.predicting.model_card import model_card
 from genre_lightning.report.evaluation import score_split, split_metrics
 from genre_lightning.report.overall import METRICS
 from tests.forking import run_command
-from tests.openmp import told_by_openmp
+from tests.openmp import openmp_output
 
 Evaluate = Callable[..., dict[str, float]]
 
@@ -63,7 +63,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 def test_command_in_another_folder(
-    trained_run: Path, repository: Path, tmp_path: Path, openmp_tells: None
+    trained_run: Path, repository: Path, tmp_path: Path, verbose_openmp: None
 ) -> None:
     moved = tmp_path / "moved.ckpt"
     shutil.copy(best(trained_run), moved)
@@ -81,7 +81,7 @@ def test_command_in_another_folder(
     report = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert "that the checkpoint was trained on" not in report and ">demo: 120 movies<" in report
     if sys.platform == "linux":  # where PyTorch uses GNU's OpenMP, which prints its settings
-        settings = told_by_openmp(script, overrides, tmp_path, env)
+        settings = openmp_output(script, overrides, tmp_path, env)
         assert "GOMP_SPINCOUNT = '10000'" in settings
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.disks import Disk, small_disk
-from tests.running import assert_same_run, command_apart, printed, recorded, rows
+from tests.running import assert_same_run, printed, recorded, rows, start_script
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def error_line(text: str, disk: Disk) -> str:
 
 def run_command(repository: Path, script: str, cwd: Path, overrides: list[str]) -> tuple[int, str]:
     """Exit code and output of a command."""
-    process = command_apart(repository, script, cwd, overrides)
+    process = start_script(repository, script, cwd, overrides)
     process.join()
     assert process.exitcode is not None
     return process.exitcode, printed(cwd)

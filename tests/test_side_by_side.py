@@ -18,7 +18,7 @@ import yaml
 
 from tests.disks import Disk, small_disk
 from tests.leftovers import wait_until
-from tests.running import assert_same_run, at_step, command_apart, printed, recorded, train_apart
+from tests.running import assert_same_run, at_step, printed, recorded, start_script, start_training
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def test_two_commands_in_one_run_folder(
     run = tmp_path / "run"
     folders = {seed: tmp_path / f"seed{seed}" for seed in (1, 2)}
     processes = {
-        seed: command_apart(
+        seed: start_script(
             repository, "train", folder,
             tiny_overrides(f"seed={seed}", f"hydra.run.dir={run}", model="title"),
         )
@@ -63,7 +63,7 @@ def test_two_commands_for_one_sweep(
 ) -> None:
     args = ["-m", *tiny_overrides(model="title"), "seed=1,2,3", f"hydra.sweep.dir={tmp_path}/sweep"]
     folders = [tmp_path / name for name in ("a", "b")]
-    processes = [command_apart(repository, "train", folder, args) for folder in folders]
+    processes = [start_script(repository, "train", folder, args) for folder in folders]
     for process in processes:
         process.join()
     texts = [printed(folder) for folder in folders]
@@ -102,7 +102,7 @@ def test_cache_is_built_although_two_of_three_builders_are_killed(
     overrides = tiny_overrides("trainer.max_epochs=1", f"data.cache_dir={cache}")
     runs = [tmp_path / name for name in ("a", "b", "c")]
     processes = [
-        train_apart(repository, run, overrides, build_and_hang, builders_file, 2) for run in runs
+        start_training(repository, run, overrides, build_and_hang, builders_file, 2) for run in runs
     ]
 
     def printed_by_all() -> str:
@@ -125,7 +125,7 @@ def test_cache_is_built_although_two_of_three_builders_are_killed(
     # Started again, the killed runs use the cache that the third process has built.
     for run, code in zip(runs, codes, strict=True):
         if code != 0:
-            process = train_apart(repository, run, overrides, build_and_hang, builders_file, 0)
+            process = start_training(repository, run, overrides, build_and_hang, builders_file, 0)
             process.join()
             assert process.exitcode == 0, printed_by_all()
             assert_same_run(run, runs[codes.index(0)])
@@ -148,7 +148,7 @@ def test_cache_deleted_during_a_run(
     runs = [tmp_path / name for name in ("unbroken", "without", "again")]
     for run in runs:
         more = (at_third_step, shutil.rmtree, cache) if run.name == "without" else ()
-        process = train_apart(repository, run, overrides, *more)
+        process = start_training(repository, run, overrides, *more)
         process.join()
         assert process.exitcode == 0, (tmp_path / f"{run.name}.log").read_text()
         assert cache.exists() == (run.name != "without")
@@ -164,7 +164,7 @@ def test_cache_that_becomes_read_only_during_a_run(
         base.append(f"data.cache_dir={disk.folder}/cache")
         run = tmp_path / "run"
         for folder, more in ((reference, ()), (run, (at_third_step, Disk.change, disk, "ro"))):
-            process = train_apart(repository, folder, base, *more)
+            process = start_training(repository, folder, base, *more)
             process.join()
             assert process.exitcode == 0, (tmp_path / f"{folder.name}.log").read_text()
         assert_same_run(reference, run)
@@ -174,7 +174,7 @@ def test_cache_that_becomes_read_only_during_a_run(
         # Existing cache folders are used; a missing one gives a one-sentence error.
         def train(*more: str) -> tuple[int | None, str]:
             args = [*base, *more, f"hydra.run.dir={tmp_path}/other"]
-            process = command_apart(repository, "train", tmp_path / "here", args)
+            process = start_script(repository, "train", tmp_path / "here", args)
             process.join()
             return process.exitcode, printed(tmp_path / "here")
 
@@ -188,7 +188,7 @@ def test_cache_that_becomes_read_only_during_a_run(
         assert code == 0, text
         disk.change("ro")
         shutil.rmtree(run)
-        process = train_apart(repository, run, base)
+        process = start_training(repository, run, base)
         process.join()
         assert process.exitcode == 0
         assert_same_run(reference, run)
@@ -200,12 +200,12 @@ def test_cache_deleted_while_it_is_built(
     cache = tmp_path / "cache"
     args = tiny_overrides("trainer.max_epochs=1", f"data.cache_dir={cache}")
     args.append(f"hydra.run.dir={tmp_path}/run")
-    process = command_apart(repository, "train", tmp_path / "here", args, delete_when_built, cache)
+    process = start_script(repository, "train", tmp_path / "here", args, delete_when_built, cache)
     process.join()
     text = printed(tmp_path / "here")
     assert process.exitcode == 1 and "Traceback" not in text, text
     assert f"error: cannot write the cache folder {cache}: No such file or directory" in text
-    process = command_apart(repository, "train", tmp_path / "here", args)
+    process = start_script(repository, "train", tmp_path / "here", args)
     process.join()
     assert process.exitcode == 0, printed(tmp_path / "here")
     assert recorded(tmp_path / "run")["status"] == "completed"

@@ -1,4 +1,4 @@
-"""Movies to ask about, and helpers that ask."""
+"""Movies, prompts and questioners for tests, and a function that asks."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ from tests.ask.loopback import GENRES, Loopback
 PROMPTS = Path(__file__).resolve().parents[2] / "conf" / "prompt"
 
 
-def prompt(name: str = "zero_shot", **more: Any) -> Prompt:
-    """A variant of conf/prompt."""
+def make_prompt(name: str = "zero_shot", **more: Any) -> Prompt:
+    """A variant of conf/prompt, with some fields replaced."""
     files = [
-        OmegaConf.load(PROMPTS / f"{each}.yaml") for each in dict.fromkeys(("zero_shot", name))
+        OmegaConf.load(PROMPTS / f"{file}.yaml") for file in dict.fromkeys(("zero_shot", name))
     ]
     plain: Any = OmegaConf.to_container(OmegaConf.merge(*files))
     plain.pop("defaults", None)
     return Prompt(**{**plain, **more})
 
 
-def questioner(**more: Any) -> Questioner:
+def make_questioner(**more: Any) -> Questioner:
     settings = {
         "base_url": "http://127.0.0.1:1/v1",
         "model": "m",
         "genres": GENRES,
         "show": ["title", "poster"],
-        "prompt": prompt(),
+        "prompt": make_prompt(),
         "parameters": {"temperature": 0, "max_tokens": 300, "seed": 5},
     }
     return Questioner(**{**settings, **more})
 
 
-def located(path: Path) -> PosterFile:
+def locate_poster(path: Path) -> PosterFile:
     return PosterFile.at(path)
 
 
-def drawn(path: Path, size: tuple[int, int] = (40, 60), seed: int = 0) -> PosterFile:
-    """A poster of noise, width and height."""
+def draw_poster(path: Path, size: tuple[int, int] = (40, 60), seed: int = 0) -> PosterFile:
+    """Write a poster of noise; ``size`` is width and height."""
     noise = np.random.default_rng(seed).integers(256, size=(size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
-    return located(path)
+    return locate_poster(path)
 
 
-def movie(number: int, poster: PosterFile | None = None, /, **columns: str) -> Movie:
-    given: dict[str, str | PosterFile] = {"title": f"Movie {number} (1990)", **columns}
+def make_movie(number: int, poster: PosterFile | None = None, /, **columns: str) -> Movie:
+    values: dict[str, str | PosterFile] = {"title": f"Movie {number} (1990)", **columns}
     if poster is not None:
-        given["poster"] = poster
-    return Movie(str(number), given, (GENRES[number % 4],), None, "")
+        values["poster"] = poster
+    return Movie(str(number), values, (GENRES[number % 4],), None, "")
 
 
 def ask(
@@ -77,13 +77,13 @@ def ask(
     others: Sequence[Path] = (),
     **settings: Any,
 ) -> dict[int, Record]:
-    """Ask and return the records by movie number; ``found`` gets them even after an error."""
+    """Ask and return the records by movie number; ``found`` has them even after an error."""
     url = loopback if isinstance(loopback, str) else loopback.url
     found = {} if found is None else found
     server = ChatServer(url, rate_limit=rate_limit, retries=retries, timeout=timeout)
     answer_file = None if path is None else AnswerFile(path, others)
     asker = Asker(
-        questioner(base_url=url, **settings),
+        make_questioner(base_url=url, **settings),
         server,
         answer_file,
         concurrency=concurrency,

@@ -1,4 +1,4 @@
-"""Fixtures: a scripted server on loopback, and a llama.cpp server."""
+"""Fixtures: a scripted server on loopback, and llama.cpp's server with a tiny model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from genre_lightning.ask import server as asked_server
+from genre_lightning.ask import server as server_module
 from tests.ask.loopback import Loopback, serving
 
 
@@ -20,16 +20,16 @@ def loopback() -> Iterator[Loopback]:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make retries wait only milliseconds."""
-    monkeypatch.setattr(asked_server, "FIRST_BACKOFF", 0.01)
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes retries wait only milliseconds."""
+    monkeypatch.setattr(server_module, "FIRST_BACKOFF", 0.01)
 
 
 @pytest.fixture(scope="session")
 def start_llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
-    """Starts llama.cpp's server with a tiny model; `start_llama("--blind")` for one without images.
+    """`start_llama()` starts llama.cpp's server with a tiny model, and gives its URL up to /v1.
 
-    Gives its address, up to /v1.
+    `start_llama("--text-only")` starts it with a model that takes no images.
     """
     processes: list[subprocess.Popen[str]] = []
 
@@ -58,5 +58,5 @@ def start_llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 
 @pytest.fixture(scope="session")
 def llama(start_llama: Callable[..., str]) -> str:
-    """Address of llama.cpp's server with a tiny multimodal model."""
+    """URL of llama.cpp's server with a tiny multimodal model."""
     return start_llama()

@@ -1,4 +1,4 @@
-"""A scripted server on loopback, which can also answer wrongly."""
+"""A scripted server on loopback, which can also misbehave."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Answer:
     """A response to send.
 
     Attributes:
-        status, headers, body: of the response.
-        after: seconds before it.
-        sent: bytes of the body that are sent before the connection is cut; None for all.
-        drop: cut the connection before anything is sent.
-        stall: send headers, and then nothing for so many seconds.
+        status, headers, body: parts of the response.
+        after: seconds to wait before the response.
+        sent: number of bytes of the body to send before closing the connection; None for all.
+        drop: close the connection before anything is sent.
+        stall: seconds to wait between the headers and the body.
     """
 
     status: int = 200
@@ -40,7 +40,7 @@ class Answer:
 def completion(
     content: str | None, finish: str = "stop", tokens: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
-    """A chat completion; ``tokens`` are log-probabilities of the first one."""
+    """A chat completion; ``tokens`` are log-probabilities of its first token."""
     choice: dict[str, Any] = {
         "index": 0,
         "message": {"role": "assistant", "content": content},
@@ -54,7 +54,7 @@ def completion(
 
 
 def scores_of(body: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer that fits the request's schema, and depends on its last message alone."""
+    """A valid answer to a request, determined by the last message of the request alone."""
     properties = body["response_format"]["json_schema"]["schema"]["properties"]
     digest = hashlib.sha256(json.dumps(body["messages"][-1]).encode()).digest()
     numbers = {name: digest[k % 32] % 101 for k, name in enumerate(properties) if name != "why"}
@@ -62,25 +62,26 @@ def scores_of(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def good(body: Mapping[str, Any], after: float = 0.0) -> Answer:
-    """A valid response."""
+    """A response with a valid answer."""
     text = json.dumps(completion(json.dumps(scores_of(body))))
     return Answer(body=text.encode(), after=after)
 
 
 def reply(content: str | None, **more: Any) -> Answer:
-    """A completion with this content."""
+    """A response with this content."""
     return Answer(body=json.dumps(completion(content, **more)).encode())
 
 
 class Loopback:
-    """The server.
+    """Script and record of the server.
 
     Attributes:
-        answer: given the number of the request, from 0, and its body.
-        requests: all bodies, as they came.
-        headers: of each.
-        most: requests under way at once.
-        models: what it lists.
+        answer: maps the number of a request, from 0, and its body to the response.
+        requests: bodies of the requests, in order of arrival.
+        headers: headers of each request.
+        times: time of arrival of each request, on the monotonic clock.
+        max_concurrent: largest number of requests in progress at once.
+        models: names at /v1/models; None to answer 404 there.
     """
 
     def __init__(self) -> None:
@@ -88,10 +89,10 @@ class Loopback:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
-        self.most = 0
+        self.max_concurrent = 0
         self.models: list[str] | None = None
         self.address = ""
-        self._under_way = 0
+        self._in_progress = 0
         self._lock = threading.Lock()
 
     @property
@@ -106,21 +107,21 @@ class Loopback:
             texts.append(content if isinstance(content, str) else content[0]["text"])
         return texts
 
-    def take(self, body: dict[str, Any], headers: dict[str, str]) -> Answer:
+    def respond(self, body: dict[str, Any], headers: dict[str, str]) -> Answer:
         with self._lock:
             number = len(self.requests)
             self.requests.append(body)
             self.headers.append(headers)
             self.times.append(time.monotonic())
-            self._under_way += 1
-            self.most = max(self.most, self._under_way)
+            self._in_progress += 1
+            self.max_concurrent = max(self.max_concurrent, self._in_progress)
         try:
             answer = self.answer(number, body)
             time.sleep(answer.after)
             return answer
         finally:
             with self._lock:
-                self._under_way -= 1
+                self._in_progress -= 1
 
 
 @contextmanager
@@ -135,7 +136,7 @@ def serving(loopback: Loopback) -> Iterator[Loopback]:
             if self.path != "/v1/chat/completions":
                 self.send(Answer(404, body=b'{"error": {"message": "no such path"}}'))
                 return
-            self.send(loopback.take(json.loads(data), dict(self.headers)))
+            self.send(loopback.respond(json.loads(data), dict(self.headers)))
 
         def do_GET(self) -> None:
             if loopback.models is None or self.path != "/v1/models":
@@ -165,7 +166,7 @@ def serving(loopback: Loopback) -> Iterator[Loopback]:
             pass
 
         def handle(self) -> None:
-            with suppress(ConnectionError):  # whoever asked has gone
+            with suppress(ConnectionError):  # the client has disconnected
                 super().handle()
 
     class Server(ThreadingHTTPServer):

@@ -1,4 +1,4 @@
-"""Checks of answers against the schema, and the probability of yes."""
+"""Validation of answers against the schema, and the probability of yes."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from genre_lightning.ask.answer import (
 from genre_lightning.errors import UserError
 
 GENRES = ("Action", "Children's", "Film-Noir")
-FITS = {"Action": 0, "Children's": 100, "Film-Noir": 7, "why": "It is dark."}
+VALID = {"Action": 0, "Children's": 100, "Film-Noir": 7, "why": "It is dark."}
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        json.dumps(FITS),
-        json.dumps(dict(reversed(FITS.items())), indent=2),
-        "```json\n" + json.dumps(FITS) + "\n```",
-        "```\n" + json.dumps(FITS) + "```",
-        "Here it is:\n\n```json\n" + json.dumps(FITS, indent=2) + "\n```\n\nI hope this helps.",
-        "<think>It may {be} dark.</think>\n" + json.dumps(FITS),
-        json.dumps({**FITS, "Film-Noir": 7.0}),
+        json.dumps(VALID),
+        json.dumps(dict(reversed(VALID.items())), indent=2),
+        "```json\n" + json.dumps(VALID) + "\n```",
+        "```\n" + json.dumps(VALID) + "```",
+        "Here it is:\n\n```json\n" + json.dumps(VALID, indent=2) + "\n```\n\nI hope this helps.",
+        "<think>It may {be} dark.</think>\n" + json.dumps(VALID),
+        json.dumps({**VALID, "Film-Noir": 7.0}),
     ],
     ids=[
         "plain",
         "in another order",
         "fenced",
-        "fenced closely",
+        "fence without line break",
         "fenced in prose",
-        "after a thought",
+        "after thinking",
         "7.0",
     ],
 )
-def test_what_fits(content: str) -> None:
+def test_valid_answers_are_read(content: str) -> None:
     assert read_answer(content, GENRES) == ((0.0, 1.0, 0.07), "It is dark.")
 
 
@@ -50,36 +50,36 @@ def test_what_fits(content: str) -> None:
     [
         ("", "not JSON"),
         ("It is a dark film.", "not JSON: 'It is a dark film.'"),
-        (json.dumps(FITS)[:-5], "not JSON"),
-        (json.dumps(FITS) + " I hope this helps.", "not JSON"),
-        (2 * ("```json\n" + json.dumps(FITS) + "\n```\n"), "not JSON"),
+        (json.dumps(VALID)[:-5], "not JSON"),
+        (json.dumps(VALID) + " I hope this helps.", "not JSON"),
+        (2 * ("```json\n" + json.dumps(VALID) + "\n```\n"), "not JSON"),
         ("```json\nnot it\n```", "not JSON"),
         ("[1, 2]", "not a JSON object"),
         ("7", "not a JSON object"),
         ("[" * 100_000, "not JSON"),
         ("{}", "missing key 'Action'"),
-        (json.dumps({**FITS, "Western": 3}), "unknown key 'Western'"),
-        (json.dumps({k: v for k, v in FITS.items() if k != "why"}), "missing key 'why'"),
-        (json.dumps({**FITS, "why": None}), "'why' is not text"),
-        (json.dumps({**FITS, "Action": 101}), "'Action' is '101'"),
-        (json.dumps({**FITS, "Action": -1}), "not a whole number in 0..100"),
-        (json.dumps({**FITS, "Action": 0.5}), "not a whole number"),
-        (json.dumps({**FITS, "Action": "90"}), "not a whole number"),
-        (json.dumps({**FITS, "Action": True}), "not a whole number"),
-        (json.dumps({**FITS, "Action": math.nan}), "not a whole number"),
-        (json.dumps({**FITS, "Action": None}), "not a whole number"),
-        (json.dumps({**FITS, "Action": {"score": 3}}), "not a whole number"),
-        ('{"Action": 1, ' + json.dumps(FITS)[1:], "duplicate key"),
+        (json.dumps({**VALID, "Western": 3}), "unknown key 'Western'"),
+        (json.dumps({k: v for k, v in VALID.items() if k != "why"}), "missing key 'why'"),
+        (json.dumps({**VALID, "why": None}), "'why' is not text"),
+        (json.dumps({**VALID, "Action": 101}), "'Action' is '101'"),
+        (json.dumps({**VALID, "Action": -1}), "not a whole number in 0..100"),
+        (json.dumps({**VALID, "Action": 0.5}), "not a whole number"),
+        (json.dumps({**VALID, "Action": "90"}), "not a whole number"),
+        (json.dumps({**VALID, "Action": True}), "not a whole number"),
+        (json.dumps({**VALID, "Action": math.nan}), "not a whole number"),
+        (json.dumps({**VALID, "Action": None}), "not a whole number"),
+        (json.dumps({**VALID, "Action": {"score": 3}}), "not a whole number"),
+        ('{"Action": 1, ' + json.dumps(VALID)[1:], "duplicate key"),
     ],
 )
-def test_what_does_not_fit(content: str, reason: str) -> None:
+def test_invalid_answers_are_refused_with_a_reason(content: str, reason: str) -> None:
     with pytest.raises(AnswerError) as caught:
         read_answer(content, GENRES)
     assert reason in str(caught.value) and len(str(caught.value)) < 200
 
 
-def test_half_a_surrogate_pair_can_be_written_down() -> None:
-    content = json.dumps(FITS).replace("dark", "\\ud83d dark")
+def test_lone_surrogate_is_replaced() -> None:
+    content = json.dumps(VALID).replace("dark", "\\ud83d dark")
     _, why = read_answer(content, GENRES)
     assert why == "It is ? dark." and why.encode()
 
@@ -93,7 +93,7 @@ def test_the_schema_is_flat_and_strict() -> None:
     assert "maxLength" not in answer_schema(GENRES)["properties"]["why"]
 
 
-def test_a_genre_called_as_the_reason_is_refused() -> None:
+def test_genre_named_why_is_refused() -> None:
     with pytest.raises(UserError, match=r"'why'"):
         check_genres(["Drama", "why"])
 

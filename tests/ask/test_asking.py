@@ -1,4 +1,4 @@
-"""Asking about many movies: once each, limited concurrency, and failures."""
+"""Asking about many movies: once each, with limited concurrency, despite failures."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from genre_lightning.ask.rate_limit import BudgetError, RateLimit
 from genre_lightning.ask.server import ChatServer, ServerError
 from genre_lightning.errors import UserError
 from genre_lightning.movies.movie import Movie
-from tests.ask.asked_movies import ask, drawn, movie, prompt, questioner
+from tests.ask.asked_movies import ask, draw_poster, make_movie, make_prompt, make_questioner
 from tests.ask.loopback import GENRES, Answer, Loopback, good, reply, scores_of
 
-MOVIES = [movie(number) for number in range(30)]
+MOVIES = [make_movie(number) for number in range(30)]
 
 
-def test_each_movie_is_asked_about_once_and_no_more_at_once_than_allowed(
+def test_each_movie_is_asked_about_once_within_the_concurrency_limit(
     loopback: Loopback, tmp_path: Path
 ) -> None:
     loopback.answer = lambda number, body: good(body, after=0.02)
     actual = ask(loopback, MOVIES, tmp_path / "answers.jsonl", concurrency=5)
     assert len(loopback.requests) == 30 and len(set(loopback.shown())) == 30
-    assert loopback.most == 5
+    assert loopback.max_concurrent == 5
     assert sorted(actual) == list(range(30))
     by_title = {text.split("\n")[0]: body for text, body in
                 zip(loopback.shown(), loopback.requests, strict=True)}  # fmt: skip
@@ -47,24 +47,24 @@ def test_each_movie_is_asked_about_once_and_no_more_at_once_than_allowed(
         assert (record.asks, record.tokens) == (1, 120)
 
 
-def test_the_second_time_nothing_is_asked(loopback: Loopback, tmp_path: Path) -> None:
+def test_answered_movies_are_not_asked_about_again(loopback: Loopback, tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     first = ask(loopback, MOVIES, path)
     assert ask(loopback, MOVIES, path) == first
     assert len(loopback.requests) == 30 and path.read_text().count("\n") == 30
-    # What another run has is used, and written down in one's own.
+    # Answers of another run are used, and copied to the own file.
     assert ask(loopback, MOVIES[:5], tmp_path / "own.jsonl", others=[path]) == {
         n: first[n] for n in range(5)
     }
     assert len(loopback.requests) == 30
     assert (tmp_path / "own.jsonl").read_text().count("\n") == 5
-    # Another question is another one.
-    ask(loopback, MOVIES[:5], path, prompt=prompt("definitions"))
+    # Another prompt makes it another question.
+    ask(loopback, MOVIES[:5], path, prompt=make_prompt("definitions"))
     assert len(loopback.requests) == 35
 
 
-def test_a_poster_is_encoded_once_and_not_again_for_an_answer_that_is_there(
-    loopback: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+def test_poster_is_encoded_once_despite_retries_and_reruns(
+    loopback: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_backoff: None
 ) -> None:
     encoded: Counter[int] = Counter()
     encode = posters.PosterFormat.encode
@@ -74,7 +74,7 @@ def test_a_poster_is_encoded_once_and_not_again_for_an_answer_that_is_there(
         return encode(self, data)
 
     monkeypatch.setattr(posters.PosterFormat, "encode", counted)
-    movies = [movie(n, drawn(tmp_path / f"{n}.png", seed=n)) for n in range(6)]
+    movies = [make_movie(n, draw_poster(tmp_path / f"{n}.png", seed=n)) for n in range(6)]
     failing = {0: Answer(500), 1: reply("no JSON"), 2: Answer(drop=True)}
     loopback.answer = lambda number, body: failing.get(number) or good(body)
     records = ask(loopback, movies, tmp_path / "answers.jsonl")
@@ -85,12 +85,13 @@ def test_a_poster_is_encoded_once_and_not_again_for_an_answer_that_is_there(
     assert set(encoded.values()) == {1} and len(loopback.requests) == 9
 
 
-def test_what_is_missing_or_unreadable_is_not_shown(loopback: Loopback, tmp_path: Path) -> None:
+def test_missing_and_unreadable_columns_are_not_shown(loopback: Loopback, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    poster = drawn(tmp_path / "a.png")
+    poster = draw_poster(tmp_path / "a.png")
     bad = posters.PosterFile(broken, None, 8, 1)
-    movies = [movie(0, poster), movie(1, bad), movie(2), Movie("3", {}, ("Drama",), None, "")]
+    movies = [make_movie(0, poster), make_movie(1, bad), make_movie(2)]
+    movies.append(Movie("3", {}, ("Drama",), None, ""))
     records = ask(loopback, movies, tmp_path / "answers.jsonl")
     assert [records[n].failed for n in range(4)] == [
         None, None, None, "it has no title and no poster to show",
@@ -111,24 +112,24 @@ def test_what_is_missing_or_unreadable_is_not_shown(loopback: Loopback, tmp_path
         reply(None),
         Answer(500, body=b'{"error": {"message": "The model produced output that does not fit"}}'),
     ],
-    ids=["schema ignored", "in part", "cut off", "cut off at its end", "no text", "by llama.cpp"],
+    ids=["schema ignored", "incomplete", "cut off", "complete, cut off", "no text", "llama.cpp"],
 )
-def test_what_does_not_fit_is_asked_again_by_another_draw(
+def test_invalid_answer_is_asked_again_with_another_seed(
     bad: Answer, loopback: Loopback, tmp_path: Path
 ) -> None:
     loopback.answer = lambda number, body: bad if number < 2 else good(body)
     records = ask(loopback, MOVIES[:1], tmp_path / "a.jsonl")
     assert records[0].scores is not None and records[0].failed is None
-    drawn_by = [(body["temperature"], body["seed"]) for body in loopback.requests]
-    assert drawn_by == [(0, 5), (0.7, 6), (0.7, 7)]
-    kept = [{k: v for k, v in body.items() if k not in ("temperature", "seed")}
+    sampling = [(body["temperature"], body["seed"]) for body in loopback.requests]
+    assert sampling == [(0, 5), (0.7, 6), (0.7, 7)]
+    rest = [{k: v for k, v in body.items() if k not in ("temperature", "seed")}
             for body in loopback.requests]  # fmt: skip
-    assert kept[0] == kept[1] == kept[2]
-    # Tokens of what was thrown away were paid for, too.
+    assert rest[0] == rest[1] == rest[2]
+    # Invalid answers cost tokens, too.
     assert records[0].tokens == (120 if bad.status == 500 else 360)
 
 
-def test_what_never_fits_is_recorded_as_failed_and_asked_again_by_the_next_command(
+def test_always_invalid_answer_is_recorded_as_failed_and_asked_again_by_the_next_run(
     loopback: Loopback, tmp_path: Path
 ) -> None:
     path = tmp_path / "answers.jsonl"
@@ -141,11 +142,11 @@ def test_what_never_fits_is_recorded_as_failed_and_asked_again_by_the_next_comma
     records = ask(loopback, MOVIES[:6], path)
     assert [number for number, record in records.items() if record.failed] == [3]
     assert "cut off" in str(records[3].failed) and records[3].asks == 3
-    (line,) = [one for one in path.read_text().splitlines() if '"scores": null' in one]
+    (line,) = [line for line in path.read_text().splitlines() if '"scores": null' in line]
     assert json.loads(line)["id"] == "3" and "cut off" in json.loads(line)["failed"]
     loopback.answer = lambda number, body: good(body)
-    again = ask(loopback, MOVIES[:6], path)
-    assert again[3].failed is None and len(loopback.requests) == 5 + 3 + 1
+    records = ask(loopback, MOVIES[:6], path)
+    assert records[3].failed is None and len(loopback.requests) == 5 + 3 + 1
 
 
 def test_one_movie_that_the_server_refuses_does_not_end_the_run(loopback: Loopback) -> None:
@@ -160,7 +161,7 @@ def test_one_movie_that_the_server_refuses_does_not_end_the_run(loopback: Loopba
     }
 
 
-def test_a_server_that_refuses_the_first_refuses_all(loopback: Loopback) -> None:
+def test_refusal_of_the_first_requests_ends_the_run(loopback: Loopback) -> None:
     loopback.answer = lambda number, body: Answer(400, body=b'{"error": "no images here"}')
     with pytest.raises(
         ServerError, match=rf"^{loopback.url}: the server says: 400, no images here"
@@ -178,8 +179,8 @@ def test_many_movies_without_an_answer_end_the_run(loopback: Loopback, tmp_path:
     assert sum(record.failed is not None for record in records.values()) == 30
 
 
-def test_a_server_that_has_gone_ends_the_run_and_what_was_answered_is_kept(
-    loopback: Loopback, tmp_path: Path, quick: None
+def test_lost_server_ends_the_run_and_keeps_answers(
+    loopback: Loopback, tmp_path: Path, short_backoff: None
 ) -> None:
     path = tmp_path / "answers.jsonl"
     loopback.answer = lambda number, body: good(body) if number < 10 else Answer(drop=True)
@@ -194,7 +195,7 @@ def test_a_server_that_has_gone_ends_the_run_and_what_was_answered_is_kept(
     assert len(loopback.requests) - before == 20
 
 
-def test_a_budget_is_kept_and_what_was_paid_for_is_kept(loopback: Loopback, tmp_path: Path) -> None:
+def test_spent_budget_ends_the_run_and_keeps_answers(loopback: Loopback, tmp_path: Path) -> None:
     loopback.answer = lambda number, body: good(body, after=0.05)
     records: dict[int, Record] = {}
     with pytest.raises(BudgetError, match=r"server.max_requests=7 is used up"):
@@ -209,47 +210,47 @@ def test_a_budget_is_kept_and_what_was_paid_for_is_kept(loopback: Loopback, tmp_
     assert all(record.failed is None for record in records.values())
 
 
-def test_a_disk_that_is_full_ends_the_run(
+def test_full_disk_ends_the_run(
     loopback: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: AnswerFile, records: Any) -> None:
+    def raise_disk_full(self: AnswerFile, records: Any) -> None:
         raise UserError("answers.jsonl can't be written (No space left on device)")
 
-    monkeypatch.setattr(AnswerFile, "add", full)
+    monkeypatch.setattr(AnswerFile, "add", raise_disk_full)
     records: dict[int, Record] = {}
     with pytest.raises(UserError, match=r"No space left"):
         ask(loopback, MOVIES, tmp_path / "a.jsonl", found=records)
     assert not records
 
 
-def test_a_movie_counts_only_when_it_is_on_the_disk(
+def test_record_is_reported_only_once_it_is_on_disk(
     loopback: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "answers.jsonl"
-    wrong: list[int] = []
+    not_on_disk: list[int] = []
 
     class Found(dict[int, Record]):
         def __setitem__(self, number: int, record: Record) -> None:
             lines = [json.loads(line)["id"] for line in path.read_text().splitlines()]
             if record.id not in lines:
-                wrong.append(number)
+                not_on_disk.append(number)
             super().__setitem__(number, record)
 
     records = Found()
     ask(loopback, MOVIES, path, found=records)
-    assert len(records) == 30 and wrong == []
+    assert len(records) == 30 and not_on_disk == []
 
 
-def test_no_more_is_asked_than_a_kill_may_lose(
+def test_concurrency_limits_the_answers_that_a_kill_can_lose(
     loopback: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, fsync = tmp_path / "answers.jsonl", os.fsync
 
-    def slow(file: int) -> None:
+    def slow_fsync(file: int) -> None:
         time.sleep(0.1)
         fsync(file)
 
-    monkeypatch.setattr(os, "fsync", slow)
+    monkeypatch.setattr(os, "fsync", slow_fsync)
     unwritten = []
 
     def answer(number: int, body: dict[str, Any]) -> Answer:
@@ -263,7 +264,7 @@ def test_no_more_is_asked_than_a_kill_may_lose(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_waits_for_what_is_under_way(
+def test_signal_waits_for_pending_answers(
     number: int, loopback: Loopback, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     handler = signal.getsignal(number)
@@ -320,7 +321,7 @@ def test_logprobs_give_the_share_of_yes(loopback: Loopback) -> None:
         assert (record.asks, record.tokens, record.why) == (4, 480, "")
 
 
-def test_a_server_without_logprobs_is_told_at_once(loopback: Loopback) -> None:
+def test_missing_logprobs_end_the_run_at_once(loopback: Loopback) -> None:
     loopback.answer = lambda number, body: reply("Yes")
     with pytest.raises(ServerError, match=r"no token probabilities.*answers=json"):
         ask(loopback, MOVIES, answers="logprobs", show=["title"], concurrency=1)
@@ -330,9 +331,9 @@ def test_a_server_without_logprobs_is_told_at_once(loopback: Loopback) -> None:
 # With llama.cpp's own server.
 
 
-def test_llama_answers_by_the_schema_and_sees_the_poster(llama: str, tmp_path: Path) -> None:
-    movies = [movie(0, drawn(tmp_path / f"{n}.png", seed=n)) for n in range(3)]
-    movies.append(movie(0))
+def test_llama_follows_the_schema_and_sees_the_poster(llama: str, tmp_path: Path) -> None:
+    movies = [make_movie(0, draw_poster(tmp_path / f"{n}.png", seed=n)) for n in range(3)]
+    movies.append(make_movie(0))
     records = ask(
         llama,
         movies,
@@ -345,7 +346,7 @@ def test_llama_answers_by_the_schema_and_sees_the_poster(llama: str, tmp_path: P
     answers = [records[n].scores for n in range(4)]
     assert all(scores is not None and list(scores) == list(GENRES) for scores in answers)
     assert all(records[n].tokens and len(records[n].why) <= 20 for n in range(4))
-    # The same title each time: what differs was seen.
+    # All titles are equal, so only the posters can make the answers differ.
     assert len({json.dumps([records[n].scores, records[n].why]) for n in range(4)}) > 1
     assert ask(llama, movies[:1], show=["title", "poster"], why_max_length=20,
                parameters={"temperature": 0, "max_tokens": 2000, "seed": 1},
@@ -360,22 +361,22 @@ def test_llama_gives_probabilities(llama: str) -> None:
     assert len(set(records[0].scores.values())) > 1
 
 
-def test_llama_without_eyes_says_so(start_llama: Callable[..., str], tmp_path: Path) -> None:
-    movies = [movie(n, drawn(tmp_path / f"{n}.png", seed=n)) for n in range(5)]
+def test_text_only_llama_ends_the_run(start_llama: Callable[..., str], tmp_path: Path) -> None:
+    movies = [make_movie(n, draw_poster(tmp_path / f"{n}.png", seed=n)) for n in range(5)]
     with pytest.raises(ServerError, match=r"image input is not supported"):
-        ask(start_llama("--blind"), movies, concurrency=1)
+        ask(start_llama("--text-only"), movies, concurrency=1)
 
 
 def test_memory_does_not_grow_with_the_number_of_movies(
     loopback: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poster = drawn(tmp_path / "a.png", size=(300, 450))
+    poster = draw_poster(tmp_path / "a.png", size=(300, 450))
     created: list[int] = []
 
     def movies() -> Iterator[Movie]:
         for number in range(120):
             created.append(number)
-            yield movie(number, poster)
+            yield make_movie(number, poster)
 
     max_alive = 0
     bodies = Questioner.bodies
@@ -389,12 +390,12 @@ def test_memory_does_not_grow_with_the_number_of_movies(
     loopback.answer = lambda number, body: good(body, after=0.005)
     records = ask(loopback, movies(), tmp_path / "a.jsonl", concurrency=4)  # type: ignore[arg-type]
     assert len(records) == 120
-    # Those being encoded, those waiting and those under way: not all that there are.
+    # Only movies that are being encoded, waiting or in progress are held, not all 120.
     assert max_alive <= 4 + 4 + 4 + 1
 
 
-def test_numbers_out_of_range(loopback: Loopback) -> None:
+def test_numbers_out_of_range_are_refused(loopback: Loopback) -> None:
     server = ChatServer(loopback.url)
-    for bad in ({"ask_again": -1}, {"again_temperature": 3}):
-        with pytest.raises(UserError, match=next(iter(bad))):
-            Asker(questioner(), server, **bad)  # type: ignore[arg-type]
+    for options in ({"ask_again": -1}, {"again_temperature": 3}):
+        with pytest.raises(UserError, match=next(iter(options))):
+            Asker(make_questioner(), server, **options)  # type: ignore[arg-type]

@@ -21,13 +21,13 @@ from genre_lightning.errors import UserError
 from genre_lightning.inputs.decode import PosterError
 from genre_lightning.movies import demo, mmimdb
 from genre_lightning.movies.ml1m import read_ml1m
-from tests.ask.asked_movies import drawn, movie, prompt, questioner
+from tests.ask.asked_movies import draw_poster, make_movie, make_prompt, make_questioner
 from tests.ask.loopback import GENRES
 
 
-def asked(given: Questioner, number: int = 7, **columns: str) -> list[dict[str, Any]]:
-    one = movie(number, None, **columns)
-    return list(given.bodies(one.id, given.texts(one), None))
+def request_bodies(questioner: Questioner, number: int = 7, **columns: str) -> list[dict[str, Any]]:
+    movie = make_movie(number, None, **columns)
+    return list(questioner.bodies(movie.id, questioner.texts(movie), None))
 
 
 def text_of(body: dict[str, Any]) -> str:
@@ -36,7 +36,7 @@ def text_of(body: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("size", [(600, 900), (900, 600), (40, 60), (2000, 3)])
 def test_a_poster_keeps_its_proportions(size: tuple[int, int], tmp_path: Path) -> None:
-    poster = drawn(tmp_path / "a.png", size)
+    poster = draw_poster(tmp_path / "a.png", size)
     sent = PosterFormat(side=300).encode(poster.read_bytes())
     head, _, data = sent.url.partition(",")
     image = Image.open(io.BytesIO(base64.b64decode(data)))
@@ -50,7 +50,7 @@ def test_a_poster_keeps_its_proportions(size: tuple[int, int], tmp_path: Path) -
         assert image.width / image.height == pytest.approx(size[0] / size[1], rel=0.01)
 
 
-def test_a_poster_looks_the_same(tmp_path: Path) -> None:
+def test_encoded_poster_looks_the_same(tmp_path: Path) -> None:
     ramp = np.linspace(0, 255, 400, dtype=np.uint8)
     pixels = np.stack([np.tile(ramp, (300, 1))] * 3, axis=2)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -60,7 +60,7 @@ def test_a_poster_looks_the_same(tmp_path: Path) -> None:
     assert np.abs(actual[..., 0] - expected).max() < 6
 
 
-def test_what_is_no_poster(tmp_path: Path) -> None:
+def test_unreadable_poster_and_invalid_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PosterError):
         PosterFormat().encode(b"no image")
     wrong: list[dict[str, Any]] = [{"side": 3}, {"side": 9999}, {"quality": 0}, {"side": "512"}]
@@ -70,15 +70,15 @@ def test_what_is_no_poster(tmp_path: Path) -> None:
 
 
 def test_a_fingerprint_changes_with_file_and_format(tmp_path: Path) -> None:
-    one, other = drawn(tmp_path / "a.png"), drawn(tmp_path / "b.png")
-    kinds = [PosterFormat(), PosterFormat(side=100), PosterFormat(quality=50)]
-    fingerprints = {kind.fingerprint(poster) for kind in kinds for poster in (one, other)}
+    one, other = draw_poster(tmp_path / "a.png"), draw_poster(tmp_path / "b.png")
+    formats = [PosterFormat(), PosterFormat(side=100), PosterFormat(quality=50)]
+    fingerprints = {form.fingerprint(poster) for form in formats for poster in (one, other)}
     assert len(fingerprints) == 6 and PosterFormat().fingerprint(one) in fingerprints
 
 
-def test_zero_shot_shows_the_columns_that_are_chosen(tmp_path: Path) -> None:
-    given = questioner(show=["title", "synopsis"])
-    (body,) = asked(given, synopsis="A {{ thief }} plans.", cast="Nobody")
+def test_zero_shot_shows_the_chosen_columns(tmp_path: Path) -> None:
+    questioner = make_questioner(show=["title", "synopsis"])
+    (body,) = request_bodies(questioner, synopsis="A {{ thief }} plans.", cast="Nobody")
     text = text_of(body)
     assert "Title: Movie 7 (1990)" in text and "Synopsis: A {{ thief }} plans." in text
     assert "Nobody" not in text and "poster" not in text and ", ".join(GENRES) in text
@@ -89,51 +89,52 @@ def test_zero_shot_shows_the_columns_that_are_chosen(tmp_path: Path) -> None:
 
 
 def test_a_poster_is_shown_as_an_image(tmp_path: Path) -> None:
-    given = questioner(show=["poster"])
-    sent = given.poster.encode(drawn(tmp_path / "a.png").read_bytes())
-    (body,) = given.bodies("7", {}, sent)
+    questioner = make_questioner(show=["poster"])
+    sent = questioner.poster.encode(draw_poster(tmp_path / "a.png").read_bytes())
+    (body,) = questioner.bodies("7", {}, sent)
     text, image = body["messages"][-1]["content"]
     assert image == {"type": "image_url", "image_url": {"url": sent.url}}
     assert "poster" in text["text"] and "Movie" not in text["text"]
 
 
-def test_parameters_of_null_are_left_out_and_others_added() -> None:
-    (body,) = asked(questioner(parameters={"temperature": None, "top_p": 0.5}))
+def test_null_parameters_are_omitted_and_others_are_sent() -> None:
+    (body,) = request_bodies(make_questioner(parameters={"temperature": None, "top_p": 0.5}))
     assert "temperature" not in body and body["top_p"] == 0.5
     with pytest.raises(UserError, match=r"parameters.stream"):
-        questioner(parameters={"stream": True})
+        make_questioner(parameters={"stream": True})
 
 
-def test_definitions_are_those_of_the_datasets_genres() -> None:
-    (body,) = asked(questioner(prompt=prompt("definitions")))
+def test_only_genres_of_the_dataset_are_defined() -> None:
+    (body,) = request_bodies(make_questioner(prompt=make_prompt("definitions")))
     text = text_of(body)
     assert "- Horror: meant to frighten" in text and "Western" not in text
 
 
 def test_every_genre_of_demo_and_mmimdb_has_a_definition() -> None:
-    assert set(demo.GENRES) | set(mmimdb.GENRES) <= set(prompt("definitions").definitions)
+    assert set(demo.GENRES) | set(mmimdb.GENRES) <= set(make_prompt("definitions").definitions)
 
 
 def test_every_genre_of_movielens_has_a_definition(ml1m_root: Path) -> None:
-    assert set(read_ml1m(ml1m_root).genres) <= set(prompt("definitions").definitions)
+    assert set(read_ml1m(ml1m_root).genres) <= set(make_prompt("definitions").definitions)
 
 
-def examples(given: Prompt, show: tuple[str, ...] = ("title",), seed: int = 0) -> list[Example]:
-    movies = [movie(number) for number in range(40)]
+def examples_of(prompt: Prompt, show: tuple[str, ...] = ("title",), seed: int = 0) -> list[Example]:
+    movies = [make_movie(number) for number in range(40)]
     train = np.arange(0, 40, 2)
-    return draw_examples(movies, train, given, show, PosterFormat(), seed)
+    return draw_examples(movies, train, prompt, show, PosterFormat(), seed)
 
 
-def test_examples_are_of_train_alone_and_drawn_by_the_seed() -> None:
-    given = prompt("few_shot")
-    drawn_ids = [[one.id for one in examples(given, seed=seed)] for seed in (0, 0, 1)]
-    assert drawn_ids[0] == drawn_ids[1] != drawn_ids[2]
-    assert all(int(each) % 2 == 0 for each in drawn_ids[0]) and len(set(drawn_ids[0])) == 9
+def test_examples_come_from_train_and_depend_on_the_seed() -> None:
+    prompt = make_prompt("few_shot")
+    ids = [[example.id for example in examples_of(prompt, seed=seed)] for seed in (0, 0, 1)]
+    assert ids[0] == ids[1] != ids[2]
+    assert all(int(number) % 2 == 0 for number in ids[0]) and len(set(ids[0])) == 9
 
 
-def test_few_shot_shows_examples_with_answers_that_fit() -> None:
-    shown = examples(prompt("few_shot"))
-    (body,) = asked(questioner(prompt=prompt("few_shot"), examples=shown, show=["title"]))
+def test_few_shot_shows_examples_with_valid_answers() -> None:
+    prompt = make_prompt("few_shot")
+    shown = examples_of(prompt)
+    (body,) = request_bodies(make_questioner(prompt=prompt, examples=shown, show=["title"]))
     turns = body["messages"][1:-1]
     assert [turn["role"] for turn in turns] == ["user", "assistant"] * 8
     for index, example in enumerate(shown[:8]):
@@ -143,90 +144,92 @@ def test_few_shot_shows_examples_with_answers_that_fit() -> None:
         assert named == set(example.genres)
 
 
-def test_a_movie_is_no_example_of_itself() -> None:
-    shown = examples(prompt("few_shot"))
-    given = questioner(prompt=prompt("few_shot"), examples=shown, show=["title"])
+def test_movie_is_never_its_own_example() -> None:
+    shown = examples_of(make_prompt("few_shot"))
+    questioner = make_questioner(prompt=make_prompt("few_shot"), examples=shown, show=["title"])
     inside, outside = shown[3].id, "1"
     for number in (inside, outside):
-        (body,) = asked(given, int(number))
+        (body,) = request_bodies(questioner, int(number))
         titles = [m["content"] for m in body["messages"] if m["role"] == "user"]
         assert len(titles) == 9
         assert sum(f"Movie {number} (1990)" in title for title in titles) == 1
         assert sum(shown[8].columns["title"] in title for title in titles) == (number == inside)
 
 
-def test_examples_with_posters_are_encoded_once(tmp_path: Path) -> None:
-    posters = [drawn(tmp_path / f"{n}.png", seed=n) for n in range(4)]
-    movies = [movie(n, posters[n] if n < 3 else None) for n in range(4)]
-    given = prompt("few_shot", examples=2, example_posters=True)
-    shown = draw_examples(movies, np.arange(4), given, ["poster"], PosterFormat(), 0)
-    assert {one.id for one in shown} == {"0", "1", "2"}
-    (body,) = asked(questioner(prompt=given, examples=shown, show=["poster"]))
+def test_example_posters_are_sent(tmp_path: Path) -> None:
+    posters = [draw_poster(tmp_path / f"{n}.png", seed=n) for n in range(4)]
+    movies = [make_movie(n, posters[n] if n < 3 else None) for n in range(4)]
+    prompt = make_prompt("few_shot", examples=2, example_posters=True)
+    shown = draw_examples(movies, np.arange(4), prompt, ["poster"], PosterFormat(), 0)
+    assert {example.id for example in shown} == {"0", "1", "2"}
+    (body,) = request_bodies(make_questioner(prompt=prompt, examples=shown, show=["poster"]))
     sent = [m["content"][1]["image_url"]["url"] for m in body["messages"][1:-1:2]]
-    assert sent == [one.poster.url for one in shown[:2] if one.poster is not None]
+    assert sent == [example.poster.url for example in shown[:2] if example.poster is not None]
 
 
-def test_examples_of_which_nothing_could_be_seen() -> None:
+def test_impossible_examples_are_refused() -> None:
     with pytest.raises(UserError, match=r"prompt.example_posters=true"):
-        examples(prompt("few_shot"), show=("poster",))
+        examples_of(make_prompt("few_shot"), show=("poster",))
     with pytest.raises(UserError, match=r"only 20 movies of train"):
-        examples(prompt("few_shot", examples=20))
+        examples_of(make_prompt("few_shot", examples=20))
 
 
 def test_logprobs_asks_about_each_genre() -> None:
-    shown = examples(prompt("few_shot"))
-    given = questioner(
-        answers="logprobs", show=["title"], prompt=prompt("few_shot"), examples=shown
+    shown = examples_of(make_prompt("few_shot"))
+    questioner = make_questioner(
+        answers="logprobs", show=["title"], prompt=make_prompt("few_shot"), examples=shown
     )
-    bodies = asked(given)
+    bodies = request_bodies(questioner)
     assert len(bodies) == 4
     for genre, body in zip(GENRES, bodies, strict=True):
         assert f"the genre {genre}?" in body["messages"][-1]["content"]
         assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 20)
         assert "response_format" not in body and "JSON" not in text_of(body)
         replies = [m["content"] for m in body["messages"] if m["role"] == "assistant"]
-        assert replies == ["yes" if genre in one.genres else "no" for one in shown[:8]]
+        assert replies == ["yes" if genre in example.genres else "no" for example in shown[:8]]
 
 
-def key_of(given: Questioner, image: str | None = "d", **columns: str) -> str:
-    one = movie(7, None, **columns)
-    return given.key(one.id, given.texts(one), image)
+def key_of(questioner: Questioner, image: str | None = "d", **columns: str) -> str:
+    movie = make_movie(7, None, **columns)
+    return questioner.key(movie.id, questioner.texts(movie), image)
 
 
 def test_a_key_changes_with_whatever_changes_the_question() -> None:
+    few_shot = make_prompt("few_shot")
     keys = [
-        key_of(questioner()),
-        key_of(questioner(), image="e"),
-        key_of(questioner(), image=None),
-        key_of(questioner(), title="Another (1990)"),
-        key_of(questioner(base_url="http://127.0.0.1:2/v1")),
-        key_of(questioner(model="n")),
-        key_of(questioner(genres=GENRES[:3])),
-        key_of(questioner(genres=GENRES[::-1])),
-        key_of(questioner(prompt=prompt("definitions"))),
-        key_of(questioner(parameters={"temperature": 0.5})),
-        key_of(questioner(why_max_length=30)),
-        key_of(questioner(answers="logprobs")),
-        key_of(questioner(prompt=prompt("few_shot"), examples=examples(prompt("few_shot")))),
+        key_of(make_questioner()),
+        key_of(make_questioner(), image="e"),
+        key_of(make_questioner(), image=None),
+        key_of(make_questioner(), title="Another (1990)"),
+        key_of(make_questioner(base_url="http://127.0.0.1:2/v1")),
+        key_of(make_questioner(model="n")),
+        key_of(make_questioner(genres=GENRES[:3])),
+        key_of(make_questioner(genres=GENRES[::-1])),
+        key_of(make_questioner(prompt=make_prompt("definitions"))),
+        key_of(make_questioner(parameters={"temperature": 0.5})),
+        key_of(make_questioner(why_max_length=30)),
+        key_of(make_questioner(answers="logprobs")),
+        key_of(make_questioner(prompt=few_shot, examples=examples_of(few_shot))),
     ]
     assert len(set(keys)) == len(keys)
-    assert key_of(questioner()) == keys[0]
+    assert key_of(make_questioner()) == keys[0]
 
 
-def test_what_is_saved_asks_the_same(tmp_path: Path) -> None:
-    posters = [drawn(tmp_path / f"{n}.png", seed=n) for n in range(3)]
-    given = prompt("few_shot", examples=2, example_posters=True)
+def test_restored_questioner_asks_the_same(tmp_path: Path) -> None:
+    posters = [draw_poster(tmp_path / f"{n}.png", seed=n) for n in range(3)]
+    prompt = make_prompt("few_shot", examples=2, example_posters=True)
     shown = draw_examples(
-        [movie(n, posters[n]) for n in range(3)],
+        [make_movie(n, posters[n]) for n in range(3)],
         np.arange(3),
-        given,
+        prompt,
         ["title", "poster"],
         PosterFormat(),
         0,
     )
-    one = questioner(prompt=given, examples=shown, why_max_length=9)
-    other = Questioner.from_plain(json.loads(json.dumps(one.to_plain())))
-    assert asked(other) == asked(one) and key_of(other) == key_of(one)
+    questioner = make_questioner(prompt=prompt, examples=shown, why_max_length=9)
+    restored = Questioner.from_plain(json.loads(json.dumps(questioner.to_plain())))
+    assert request_bodies(restored) == request_bodies(questioner)
+    assert key_of(restored) == key_of(questioner)
 
 
 @pytest.mark.parametrize(
@@ -245,15 +248,15 @@ def test_what_is_saved_asks_the_same(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_can_not_be_asked(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        questioner(**settings)
+        make_questioner(**settings)
 
 
-def test_fewer_movies_are_a_part_of_more() -> None:
+def test_smaller_choice_is_part_of_a_larger_one() -> None:
     rows = np.arange(100, 200)
     chosen = [choose_rows(rows, count) for count in (10, 30, 100, 500)]
-    assert [len(each) for each in chosen] == [10, 30, 100, 100]
+    assert [len(rows) for rows in chosen] == [10, 30, 100, 100]
     for fewer, more in pairwise(chosen):
         assert set(fewer) <= set(more) and (np.diff(fewer) > 0).all()
     assert (choose_rows(rows, None) == rows).all()

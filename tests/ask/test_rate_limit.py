@@ -25,10 +25,10 @@ def run_requests(
     allowed = []
 
     async def run() -> None:
-        async def turned(seconds: float) -> None:
+        async def advance(seconds: float) -> None:
             clock.now += seconds
 
-        rate_limit.pause = turned  # type: ignore[method-assign]
+        rate_limit.pause = advance  # type: ignore[method-assign]
         for _ in range(count):
             turn = await rate_limit.acquire()
             allowed.append(clock.now)
@@ -39,22 +39,22 @@ def run_requests(
     return allowed
 
 
-def most_within_a_minute(times: list[float]) -> int:
+def max_within_a_minute(times: list[float]) -> int:
     return max(sum(start <= time < start + 60 for time in times) for start in times)
 
 
 def test_no_minute_has_more_requests_than_the_limit() -> None:
     clock = Clock()
     times = run_requests(RateLimit(requests_per_minute=7, clock=clock), clock, 30)
-    assert most_within_a_minute(times) == 7
-    # Nor are they later than they need to be.
+    assert max_within_a_minute(times) == 7
+    # No request waits longer than needed.
     assert times[-1] - times[0] == pytest.approx(4 * 60 + 0.5)
 
 
-def test_no_minute_takes_more_tokens_than_the_limit() -> None:
+def test_no_minute_has_more_tokens_than_the_limit() -> None:
     clock = Clock()
     times = run_requests(RateLimit(tokens_per_minute=1000, clock=clock), clock, 20, tokens=300)
-    assert 300 * most_within_a_minute(times) <= 1000 < 300 * (most_within_a_minute(times) + 1)
+    assert 300 * max_within_a_minute(times) <= 1000 < 300 * (max_within_a_minute(times) + 1)
 
 
 def test_a_request_larger_than_the_limit_is_sent_once_the_minute_is_empty() -> None:
@@ -70,7 +70,7 @@ def test_without_limits_nothing_waits() -> None:
 
 
 @pytest.mark.parametrize(("limits", "count"), [({"max_requests": 5}, 5), ({"max_tokens": 1000}, 4)])
-def test_what_is_allowed_in_all(limits: dict[str, int], count: int) -> None:
+def test_total_limits_are_kept(limits: dict[str, int], count: int) -> None:
     clock = Clock()
     rate_limit = RateLimit(**limits, clock=clock)
     with pytest.raises(BudgetError, match=rf"server.{next(iter(limits))}=.* is used up"):
@@ -78,7 +78,7 @@ def test_what_is_allowed_in_all(limits: dict[str, int], count: int) -> None:
     assert rate_limit.requests == count
 
 
-def test_all_wait_while_the_server_wants_them_to() -> None:
+def test_hold_delays_every_request() -> None:
     clock = Clock()
     rate_limit = RateLimit(clock=clock)
     rate_limit.hold(12.0)

@@ -1,4 +1,4 @@
-"""A run over a dataset: progress bar, unanswered movies, and how to continue."""
+"""Asking about the movies of a dataset: progress bar, unanswered movies, continuing a run."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from genre_lightning.ask.run import (
 from genre_lightning.ask.server import ServerError
 from genre_lightning.errors import UserError
 from genre_lightning.movies.movie import MovieSet
-from tests.ask.asked_movies import movie, questioner
+from tests.ask.asked_movies import make_movie, make_questioner
 from tests.ask.loopback import GENRES, Answer, Loopback, good, reply, scores_of
 
-MOVIES = MovieSet([movie(number) for number in range(12)], GENRES)
+MOVIES = MovieSet([make_movie(number) for number in range(12)], GENRES)
 ROWS = np.arange(2, 12, 2)
 
 
-def asked(
+def ask_movies(
     loopback: Loopback, folder: Path, terminal: bool = True, **settings: Any
 ) -> tuple[Answers, str, AnswerFile]:
-    """The answers, what was shown in the terminal, and the file of answers."""
+    """Ask, and return the answers, the terminal's output and the answer file."""
     console = Console(
         file=(out := io.StringIO()), force_terminal=terminal, width=120, highlight=False
     )
@@ -46,7 +46,7 @@ def asked(
         answers = ask_rows(
             MOVIES,
             ROWS,
-            questioner(base_url=loopback.url, show=["title"]),
+            make_questioner(base_url=loopback.url, show=["title"]),
             answer_file,
             ServerSettings(**settings),
             console,
@@ -55,14 +55,14 @@ def asked(
         return answers, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()), answer_file
 
 
-def test_the_bar_has_movies_tokens_and_time_left(loopback: Loopback, tmp_path: Path) -> None:
+def test_progress_bar_has_movies_tokens_and_time_left(loopback: Loopback, tmp_path: Path) -> None:
     loopback.answer = lambda number, body: reply("No.") if number == 2 else good(body)
-    answers, shown, answer_file = asked(loopback, tmp_path, concurrency=1)
-    last = shown.replace("\r", "\n").strip().splitlines()[-1]
+    answers, output, answer_file = ask_movies(loopback, tmp_path, concurrency=1)
+    last = output.replace("\r", "\n").strip().splitlines()[-1]
     assert re.search(r"asking .* 5 of 5 movies, 600 tokens, 1 without answer 0:00:00", last)
     assert answers.tokens_per_movie == 120.0 and answers.asked == 5
     assert np.isnan(answers.scores).any(axis=1).sum() == 12 - 4
-    # Each in its own row, in the order of the genres.
+    # The scores of a movie are in its row, in the order of the genres.
     for body in loopback.requests:
         row = int(body["messages"][-1]["content"].split()[2])
         if row not in answers.failed:
@@ -80,39 +80,39 @@ def test_the_bar_has_movies_tokens_and_time_left(loopback: Loopback, tmp_path: P
     assert unanswered_line(MOVIES, "val", np.array([0]), answers) is None
 
 
-def test_no_bar_in_a_file(loopback: Loopback, tmp_path: Path) -> None:
-    _, shown, _ = asked(loopback, tmp_path, terminal=False)
-    assert "asking" not in shown
+def test_no_progress_bar_outside_a_terminal(loopback: Loopback, tmp_path: Path) -> None:
+    _, output, _ = ask_movies(loopback, tmp_path, terminal=False)
+    assert "asking" not in output
 
 
-def test_what_ends_a_run_says_how_to_go_on(loopback: Loopback, tmp_path: Path) -> None:
-    kept = r"3 of 5 movies have an answer, in .*answers.jsonl; run the same command again to cont"
-    with pytest.raises(BudgetError, match=rf"max_requests=3 is used up\. {kept}"):
-        asked(loopback, tmp_path, max_requests=3)
-    answers, _, _ = asked(loopback, tmp_path, max_requests=3)
+def test_used_up_budget_says_how_to_continue(loopback: Loopback, tmp_path: Path) -> None:
+    hint = r"3 of 5 movies have an answer, in .*answers.jsonl; run the same command again to cont"
+    with pytest.raises(BudgetError, match=rf"max_requests=3 is used up\. {hint}"):
+        ask_movies(loopback, tmp_path, max_requests=3)
+    answers, _, _ = ask_movies(loopback, tmp_path, max_requests=3)
     assert len(answers.keys) == 5 and len(loopback.requests) == 5
 
 
-def test_no_answer_at_all(loopback: Loopback, tmp_path: Path) -> None:
+def test_run_without_any_answer_is_an_error(loopback: Loopback, tmp_path: Path) -> None:
     loopback.answer = lambda number, body: reply("No.")
     with pytest.raises(ServerError, match=r"no movie has an answer; the first: .*not JSON"):
-        asked(loopback, tmp_path)
+        ask_movies(loopback, tmp_path)
 
 
-def test_a_server_that_counts_no_tokens(loopback: Loopback, tmp_path: Path) -> None:
+def test_server_without_token_counts(loopback: Loopback, tmp_path: Path) -> None:
     def answer(number: int, body: dict[str, Any]) -> Answer:
         answer = json.loads(good(body).body)
         del answer["usage"]
         return Answer(body=json.dumps(answer).encode())
 
     loopback.answer = answer
-    answers, _, _ = asked(loopback, tmp_path)
+    answers, _, _ = ask_movies(loopback, tmp_path)
     assert answers.tokens_per_movie is None and answers.seconds_per_movie
 
 
 def test_answer_files_of_other_runs_are_found(loopback: Loopback, tmp_path: Path) -> None:
-    asked(loopback, first := _made(tmp_path / "runs" / "asks" / "a"))
-    second = _made(tmp_path / "runs" / "sweeps" / "s" / "b")
+    ask_movies(loopback, first := _make_folder(tmp_path / "runs" / "asks" / "a"))
+    second = _make_folder(tmp_path / "runs" / "sweeps" / "s" / "b")
     with open_answer_file(second, str(tmp_path / "runs")) as answer_file:
         assert len(answer_file) == 5
     with open_answer_file(second, None) as answer_file:
@@ -121,18 +121,18 @@ def test_answer_files_of_other_runs_are_found(loopback: Loopback, tmp_path: Path
         assert answer_file.path == first / ANSWER_FILE_NAME and len(answer_file) == 5
 
 
-def _made(folder: Path) -> Path:
+def _make_folder(folder: Path) -> Path:
     folder.mkdir(parents=True)
     return folder
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    save_questioner(tmp_path, questioner(), ask_again=1)
+def test_saved_questioner_is_loaded(tmp_path: Path) -> None:
+    save_questioner(tmp_path, make_questioner(), ask_again=1)
     loaded, more = load_questioner(tmp_path)
-    assert loaded.to_plain() == questioner().to_plain() and more == {"ask_again": 1}
+    assert loaded.to_plain() == make_questioner().to_plain() and more == {"ask_again": 1}
 
 
-def test_columns_that_there_are_not() -> None:
+def test_unknown_columns_are_refused() -> None:
     check_shown(MOVIES, ["title"])
     with pytest.raises(UserError, match=r"show: no movie of the dataset has a column 'poster'"):
         check_shown(MOVIES, ["title", "poster"])

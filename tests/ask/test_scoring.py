@@ -18,7 +18,7 @@ from genre_lightning.errors import UserError
 from genre_lightning.inputs.vectors import read_vectors
 from genre_lightning.report.evaluation import SplitScores, split_metrics
 from genre_lightning.scoring.thresholds import fit_calibration, fit_thresholds
-from tests.ask.asked_movies import questioner
+from tests.ask.asked_movies import make_questioner
 
 
 @pytest.fixture(scope="module")
@@ -33,56 +33,54 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> MovieDataModule:
 
 @pytest.fixture(scope="module")
 def answers(data: MovieDataModule) -> np.ndarray:
-    """(N, G) of all movies: better than chance, whole hundredths; a few movies have none."""
+    """(N, G) answers better than chance, in whole hundredths; every ninth movie has none."""
     draw = np.random.default_rng(0)
-    found = expit(2.0 * data.labels - 1.5 + draw.normal(size=data.labels.shape)).round(2)
-    found[::9] = np.nan
-    return np.asarray(found, dtype=np.float32)
+    scores = expit(2.0 * data.labels - 1.5 + draw.normal(size=data.labels.shape)).round(2)
+    scores[::9] = np.nan
+    return np.asarray(scores, dtype=np.float32)
 
 
-def scored(
-    data: MovieDataModule, found: np.ndarray, kind: str = "json"
+def score_splits(
+    data: MovieDataModule, answers: np.ndarray, kind: str = "json"
 ) -> tuple[TrainedModel, SplitScores, SplitScores, Questioner]:
-    given = questioner(genres=data.genres, answers=kind)
+    questioner = make_questioner(genres=data.genres, answers=kind)
     val, test = data.splits["val"], data.splits["test"]
-    model = fit_calibrated_model(given, data, val, found[val])
+    model = fit_calibrated_model(questioner, data, val, answers[val])
     return (
         model,
-        score_answers(model, given, data, "val", val, found[val]),
-        score_answers(model, given, data, "test", test, found[test]),
-        given,
+        score_answers(model, questioner, data, "val", val, answers[val]),
+        score_answers(model, questioner, data, "test", test, answers[test]),
+        questioner,
     )
 
 
-def test_the_file_is_read_by_the_input_vectors(
+def test_saved_answers_are_read_by_the_vectors_input(
     data: MovieDataModule, answers: np.ndarray, tmp_path: Path
 ) -> None:
     ids = [movie.id for movie in data.movie_set.movies]
     save_answers(tmp_path / "answers.npz", ids, answers, data.genres)
     stored, x = read_vectors(tmp_path / "answers.npz")
-    there = ~np.isnan(answers).any(axis=1)
-    assert stored == [one for one, has in zip(ids, there, strict=True) if has]
-    np.testing.assert_array_equal(x, answers[there])
+    answered = ~np.isnan(answers).any(axis=1)
+    assert stored == [movie_id for movie_id, has in zip(ids, answered, strict=True) if has]
+    np.testing.assert_array_equal(x, answers[answered])
     with np.load(tmp_path / "answers.npz") as file:
         assert tuple(file["genres"].tolist()) == data.genres
 
 
-def test_scores_are_the_projects_calibration_of_the_answers(
-    data: MovieDataModule, answers: np.ndarray
-) -> None:
-    model, val, test, _ = scored(data, answers)
+def test_scores_are_the_calibrated_answers(data: MovieDataModule, answers: np.ndarray) -> None:
+    model, val, test, _ = score_splits(data, answers)
     rows = {split: data.splits[split] for split in ("val", "test")}
-    there = {split: ~np.isnan(answers[rows[split]]).any(axis=1) for split in rows}
-    clipped = {s: answers[rows[s]][there[s]].clip(0.005, 0.995).astype(np.float64) for s in rows}
-    targets = data.labels[rows["val"]][there["val"]]
+    answered = {split: ~np.isnan(answers[rows[split]]).any(axis=1) for split in rows}
+    clipped = {s: answers[rows[s]][answered[s]].clip(0.005, 0.995).astype(np.float64) for s in rows}
+    targets = data.labels[rows["val"]][answered["val"]]
     fitted = fit_calibration(clipped["val"], targets)
-    wanted = expit(fitted.logits(clipped["test"]))
-    np.testing.assert_allclose(test.scores[there["test"]], wanted, atol=1e-5)
-    assert test.has_column["answers"].tolist() == there["test"].tolist()
-    cuts = fit_thresholds(val.scores[there["val"]], torch.from_numpy(targets))
-    torch.testing.assert_close(model.thresholds, cuts)
-    # Calibrated: as sure on the whole as it is right.
-    assert val.scores[there["val"]].mean() == pytest.approx(targets.mean(), abs=0.01)
+    expected = expit(fitted.logits(clipped["test"]))
+    np.testing.assert_allclose(test.scores[answered["test"]], expected, atol=1e-5)
+    assert test.has_column["answers"].tolist() == answered["test"].tolist()
+    thresholds = fit_thresholds(val.scores[answered["val"]], torch.from_numpy(targets))
+    torch.testing.assert_close(model.thresholds, thresholds)
+    # Calibrated: the mean score is the share of positive labels.
+    assert val.scores[answered["val"]].mean() == pytest.approx(targets.mean(), abs=0.01)
 
 
 def test_the_calibration_is_a_logistic_regression() -> None:
@@ -100,7 +98,7 @@ def test_the_calibration_is_a_logistic_regression() -> None:
 def test_a_movie_without_an_answer_counts_as_wrong(
     data: MovieDataModule, answers: np.ndarray
 ) -> None:
-    model, _, test, _ = scored(data, answers)
+    model, _, test, _ = score_splits(data, answers)
     lacking = ~test.has_column["answers"]
     assert lacking.any() and not test.scores[lacking].any()
     predicted = test.scores >= model.thresholds
@@ -111,7 +109,7 @@ def test_a_movie_without_an_answer_counts_as_wrong(
         f1_score(targets, predicted.numpy(), average="micro", zero_division=0)
     )
     assert metrics["num_movies"] == len(data.splits["test"])
-    # The sum of the parts is the logit, as of any model.
+    # The logit is the sum of the prior and the branches, as in any model.
     total = model.network.prior + test.branch_logits["answers"]
     torch.testing.assert_close(total[~lacking], test.logits[~lacking])
 
@@ -124,16 +122,16 @@ def test_probabilities_of_tokens_keep_their_order_near_0_and_1(
     rows = rows[~np.isnan(fine[rows]).any(axis=1)][:3]
     fine[rows, 0] = [1e-5, 1e-4, 1e-3]
     for kind, distinct in (("logprobs", 3), ("json", 1)):
-        _, _, test, _ = scored(data, fine, kind)
+        _, _, test, _ = score_splits(data, fine, kind)
         places = torch.isin(test.rows, torch.from_numpy(rows))
         assert len(set(test.scores[places, 0].tolist())) == distinct
 
 
-def test_nothing_to_calibrate_by(data: MovieDataModule, answers: np.ndarray) -> None:
+def test_validation_without_answers_is_refused(data: MovieDataModule, answers: np.ndarray) -> None:
     val = data.splits["val"]
     with pytest.raises(UserError, match=r"none of the .* validation movies has an answer"):
         fit_calibrated_model(
-            questioner(genres=data.genres),
+            make_questioner(genres=data.genres),
             data,
             val,
             np.full_like(answers[val], np.nan),

@@ -1,4 +1,4 @@
-"""Servers that misbehave, and the messages about them."""
+"""The client of chat servers: misbehaving servers, and the messages about them."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def chat(loopback: Loopback | str, before: int = 0, **settings: Any) -> Reply:
     return asyncio.run(run())
 
 
-def first(bad: Answer, then: Answer | None = None) -> Callable[[int, Any], Answer]:
+def fail_first(bad: Answer, then: Answer | None = None) -> Callable[[int, Any], Answer]:
     return lambda number, body: (then or reply("well")) if number else bad
 
 
-def test_a_reply(loopback: Loopback) -> None:
+def test_request_and_reply(loopback: Loopback) -> None:
     loopback.answer = lambda number, body: reply("well", tokens={"yes": -0.5, "no": -1.0})
     received = chat(loopback, api_key=KEY)
     assert (received.content, received.finish_reason) == ("well", "stop")
@@ -79,32 +79,34 @@ def test_a_reply(loopback: Loopback) -> None:
         "error with 200", "a list", "stalled",
     ],
 )  # fmt: skip
-def test_trouble_is_tried_again(bad: Answer, loopback: Loopback, quick: None) -> None:
-    loopback.answer = first(bad)
+def test_temporary_failures_are_retried(
+    bad: Answer, loopback: Loopback, short_backoff: None
+) -> None:
+    loopback.answer = fail_first(bad)
     assert chat(loopback, timeout=0.5).content == "well"
     assert len(loopback.requests) == 2
 
 
-def test_a_web_page_in_the_middle_is_tried_again(loopback: Loopback, quick: None) -> None:
+def test_web_page_after_a_good_reply_is_retried(loopback: Loopback, short_backoff: None) -> None:
     page = Answer(body=b"<!DOCTYPE html><html><title>Bad gateway</title></html>")
     loopback.answer = lambda number, body: page if number == 1 else reply("well")
     assert chat(loopback, before=1).content == "well"
 
 
-def test_tries_have_an_end(loopback: Loopback, quick: None) -> None:
+def test_retries_are_limited(loopback: Loopback, short_backoff: None) -> None:
     loopback.answer = lambda number, body: Answer(500, body=b'{"error": {"message": "no VRAM"}}')
     with pytest.raises(RetriesExhausted, match=r"^the server says: 500, no VRAM$"):
         chat(loopback, retries=3)
     assert len(loopback.requests) == 4
 
 
-def test_waits_double(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backoff_doubles(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
 
-    async def note(self: RateLimit, seconds: float) -> None:
+    async def record_wait(self: RateLimit, seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr(RateLimit, "pause", note)
+    monkeypatch.setattr(RateLimit, "pause", record_wait)
     loopback.answer = lambda number, body: Answer(500)
     with pytest.raises(RetriesExhausted):
         chat(loopback, retries=9)
@@ -114,34 +116,34 @@ def test_waits_double(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(waits) == 9
 
 
-def test_retry_after_holds_every_request(loopback: Loopback) -> None:
-    loopback.answer = first(Answer(429, {"Retry-After": "1"}))
+def test_retry_after_delays_every_request(loopback: Loopback) -> None:
+    loopback.answer = fail_first(Answer(429, {"Retry-After": "1"}))
 
     async def run() -> None:
         async with ChatServer(loopback.url) as server:
-            await asyncio.gather(server.chat(BODY), _later(server))
+            await asyncio.gather(server.chat(BODY), chat_later(server))
 
-    async def _later(server: ChatServer) -> None:
+    async def chat_later(server: ChatServer) -> None:
         await asyncio.sleep(0.3)
         await server.chat(BODY)
 
     asyncio.run(run())
     start, *others = loopback.times
-    assert len(others) == 2 and all(each - start >= 1.0 for each in others)
+    assert len(others) == 2 and all(moment - start >= 1.0 for moment in others)
 
 
-def test_retry_after_in_its_forms() -> None:
+def test_formats_of_retry_after() -> None:
     assert retry_after({"Retry-After": "17"}) == 17.0
     assert retry_after({"retry-after-ms": "250", "Retry-After": "1"}) == 0.25
     date = email.utils.formatdate(time.time() + 40, usegmt=True)
     assert 35 < (retry_after({"Retry-After": date}) or 0) <= 40
     past = email.utils.formatdate(time.time() - 40, usegmt=True)
     assert retry_after({"Retry-After": past}) == 0.0
-    for nothing in ("", "soon", "-3", "1e9"):
-        assert retry_after({"Retry-After": nothing}) is None
+    for invalid in ("", "soon", "-3", "1e9"):
+        assert retry_after({"Retry-After": invalid}) is None
 
 
-def test_a_server_that_wants_a_day_ends_the_command(loopback: Loopback) -> None:
+def test_retry_after_of_a_day_ends_the_command(loopback: Loopback) -> None:
     message = {"error": {"message": "Daily quota exceeded"}}
     loopback.answer = lambda number, body: Answer(
         429, {"Retry-After": "86400"}, json.dumps(message).encode()
@@ -160,7 +162,7 @@ def test_a_server_that_wants_a_day_ends_the_command(loopback: Loopback) -> None:
         (404, None, r"no such model, or no chat/completions \(it has a/b, c\); .* 404, its words"),
     ],
 )
-def test_what_ends_the_command_at_once(
+def test_rejected_key_or_model_ends_the_command_at_once(
     bad: int, key: str | None, message: str, loopback: Loopback
 ) -> None:
     loopback.models = ["a/b", "c"]
@@ -171,12 +173,12 @@ def test_what_ends_the_command_at_once(
     assert len(loopback.requests) == 1
 
 
-def test_a_wrong_path(loopback: Loopback) -> None:
+def test_wrong_path_is_reported(loopback: Loopback) -> None:
     with pytest.raises(ServerError, match=r"usually ends in /v1 .*404, no such path"):
         chat(loopback.address)
 
 
-def test_a_web_page(loopback: Loopback) -> None:
+def test_web_page_is_reported(loopback: Loopback) -> None:
     page = b"<!doctype html><html><style>a{}</style><title>Welcome</title><p>to nginx</p></html>"
     loopback.answer = lambda number, body: Answer(body=page)
     with pytest.raises(ServerError, match=r"a web page, not with JSON \(Welcome to nginx\)"):
@@ -189,7 +191,7 @@ def test_a_redirect_is_not_followed(loopback: Loopback) -> None:
         chat(loopback, api_key=KEY)
 
 
-def test_a_server_that_does_not_answer() -> None:
+def test_unreachable_server_is_reported() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -215,7 +217,7 @@ def test_a_refused_request_is_not_sent_again(status: int, text: str, loopback: L
 
 
 @pytest.mark.parametrize("status", [401, 400, 404, 500])
-def test_the_key_is_in_no_message(status: int, loopback: Loopback, quick: None) -> None:
+def test_the_key_is_in_no_message(status: int, loopback: Loopback, short_backoff: None) -> None:
     words = {"error": {"message": f"Incorrect API key provided: {KEY}."}}
     loopback.answer = lambda number, body: Answer(status, body=json.dumps(words).encode())
     with pytest.raises((ServerError, RequestRefused, RetriesExhausted)) as caught:
@@ -232,8 +234,8 @@ def test_the_key_is_in_no_answer(loopback: Loopback) -> None:
     assert chat(loopback, api_key=KEY).content == "You sent [key]"
 
 
-def test_limits_count_retries(loopback: Loopback, quick: None) -> None:
-    loopback.answer = first(Answer(500))
+def test_limits_count_retries(loopback: Loopback, short_backoff: None) -> None:
+    loopback.answer = fail_first(Answer(500))
     rate_limit = RateLimit()
     chat(loopback, rate_limit=rate_limit)
     assert (rate_limit.requests, rate_limit.tokens) == (2, 120)
@@ -246,7 +248,7 @@ def test_limits_count_retries(loopback: Loopback, quick: None) -> None:
         "http://host/v1?key=abc", "http://host/v1#x", "http://ho st/v1", "http://host/\x1b[31m",
     ],
 )  # fmt: skip
-def test_what_is_no_address(url: str) -> None:
+def test_invalid_urls_are_refused(url: str) -> None:
     with pytest.raises(UserError, match=r"base_url"):
         check_url(url)
 
@@ -286,5 +288,5 @@ def test_a_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
         ("x" * 1000, "x" * 299 + "…"),
     ],
 )
-def test_the_servers_words(text: str, words: str) -> None:
+def test_server_message_is_extracted_and_cleaned(text: str, words: str) -> None:
     assert server_message(text) == words

@@ -1,19 +1,18 @@
-"""A language model that sees: a tiny LLaVA with random weights, for llama.cpp's own server.
+"""A tiny LLaVA with random weights, which takes text and images, for llama.cpp's own server.
 
-``python tests/ask/tiny_llama.py FOLDER`` writes the two files, serves them on a free port of this
-machine, prints the address and ends when standard input does.
+``python tests/ask/tiny_llama.py FOLDER`` writes the two files of the model, serves them on a free
+local port, prints the address and exits when standard input closes.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-#: Widths and counts; of the image, 16 patches and a class.
+#: Sizes of both networks; an image becomes 16 patches and a class token.
 EMBED, HEADS, FEED, LAYERS = 32, 2, 64, 2
 IMAGE, PATCH = 56, 14
 CONTEXT = 8192
@@ -25,7 +24,7 @@ TEMPLATE = (
 
 
 def write_model(path: Path, seed: int = 0) -> None:
-    """A Llama that reads and writes bytes."""
+    """Write a Llama whose tokens are the bytes, yes and no."""
     draw = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     tokens = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "yes", "no"]
@@ -71,8 +70,8 @@ def write_model(path: Path, seed: int = 0) -> None:
     _finish(writer)
 
 
-def write_eye(path: Path, seed: int = 1) -> None:
-    """A CLIP whose patches become tokens of the Llama."""
+def write_image_encoder(path: Path, seed: int = 1) -> None:
+    """Write a CLIP whose patches become tokens of the Llama."""
     draw = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "clip")
     writer.add_clip_has_vision_encoder(True)
@@ -120,17 +119,17 @@ def _finish(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def serve(folder: Path, sees: bool = True) -> None:
-    """Serve the two files, or the first alone, and print the address."""
+def serve(folder: Path, images: bool = True) -> None:
+    """Serve the Llama, with the CLIP if it takes images, and print the address."""
     import xllamacpp
 
-    model, eye = folder / "tiny.gguf", folder / "eye.gguf"
+    model, image_encoder = folder / "tiny.gguf", folder / "eye.gguf"
     write_model(model)
     params = xllamacpp.CommonParams()
     params.model.path = str(model)
-    if sees:
-        write_eye(eye)
-        params.mmproj.path = str(eye)
+    if images:
+        write_image_encoder(image_encoder)
+        params.mmproj.path = str(image_encoder)
     params.model_alias = {"tiny-llava"}
     params.hostnames = ["127.0.0.1"]
     params.port = 0
@@ -147,5 +146,4 @@ def serve(folder: Path, sees: bool = True) -> None:
 
 
 if __name__ == "__main__":
-    started = time.perf_counter()
-    serve(Path(sys.argv[1]), sees="--blind" not in sys.argv)
+    serve(Path(sys.argv[1]), images="--text-only" not in sys.argv)

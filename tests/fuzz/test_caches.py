@@ -11,7 +11,7 @@ import pytest
 from genre_lightning.inputs.input import Features
 from genre_lightning.inputs.terms import TermsFeatures
 from tests.fuzz.mutations import mutated, seeds
-from tests.kinds import opened, without_weights
+from tests.kinds import opened, use_fake_encoders
 
 
 def numbers(features: Features) -> list[np.ndarray]:
@@ -26,7 +26,7 @@ def numbers(features: Features) -> list[np.ndarray]:
 def test_damaged_caches_are_rebuilt(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without_weights(monkeypatch)
+    use_fake_encoders(monkeypatch)
     original = opened(kind, tmp_path)
     expected, state = numbers(original.features), json.dumps(original.input.state())
     files = sorted(path for path in (tmp_path / "cache").glob("*/*") if path.is_file())

@@ -21,13 +21,13 @@ from genre_lightning.inputs.table import (
     is_column_name,
     state_to_text,
 )
-from tests.kinds import KINDS, NUM_MOVIES, TRAIN, Opened, opened, without_weights
+from tests.kinds import KINDS, NUM_MOVIES, TRAIN, Opened, opened, use_fake_encoders
 from tests.memory import little_memory
 
 
 @pytest.fixture(autouse=True)
 def small_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_weights(monkeypatch)
+    use_fake_encoders(monkeypatch)
 
 
 @pytest.fixture(params=list(INPUTS))

@@ -20,7 +20,7 @@ from genre_lightning.models.networks import (
     complete_description,
     sketch_network,
 )
-from tests.kinds import KINDS, SMALL, Opened, drawn, fits, opened, without_weights
+from tests.kinds import KINDS, SMALL, Opened, fits, opened, randomize_weights, use_fake_encoders
 from tests.memory import little_memory
 
 PAIRS = [(kind, name) for name in NETWORKS for kind in fits(name)]
@@ -29,7 +29,7 @@ GENRES = 3
 
 @pytest.fixture(autouse=True)
 def small_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_weights(monkeypatch)
+    use_fake_encoders(monkeypatch)
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
@@ -51,7 +51,7 @@ def small_network(name: str, **kwargs: Any) -> dict[str, Any]:
 def network(pair: tuple[str, str], fitted: Opened) -> Fusion:
     torch.manual_seed(0)
     network = build_network(GENRES, {"b": small_network(pair[1])}, {"b": fitted.input})
-    drawn(network)
+    randomize_weights(network)
     return network
 
 
@@ -235,7 +235,7 @@ def build_all(folder: Path) -> tuple[Fusion, dict[str, Part], int]:
         inputs[branch_name], networks[branch_name] = fitted.input, small_network(name)
         parts[branch_name] = fitted.part(rows[n % 3])
     network = build_network(GENRES, networks, inputs)
-    drawn(network)
+    randomize_weights(network)
     return network, parts, 4
 
 

@@ -21,7 +21,7 @@ from genre_lightning.models.fusion import Fusion
 from genre_lightning.models.networks import build_network
 from genre_lightning.scoring.losses import LOSSES, build_loss
 from genre_lightning.training.module import GenreModule
-from tests.drawn import drawn_data
+from tests.drawn import demo_data
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "terms": {"name": "terms_linear"},
@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> MovieDataModule:
         "poster": PixelsInput(size=16),
     }
     cache = tmp_path_factory.mktemp("cache")
-    return drawn_data(cache, inputs, batch_size=16, num_movies=100, missing_posters=0.3)
+    return demo_data(cache, inputs, batch_size=16, num_movies=100, missing_posters=0.3)
 
 
 def make_network(data: MovieDataModule, members: int, **changes: Any) -> Fusion:

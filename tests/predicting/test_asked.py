@@ -15,7 +15,7 @@ from genre_lightning import GenrePredictor
 from genre_lightning.ask.run import save_questioner
 from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.predicting.command import main
-from tests.ask.asked_movies import questioner
+from tests.ask.asked_movies import make_questioner
 from tests.ask.loopback import GENRES, Answer, Loopback, good, reply, scores_of, serving
 
 HEAD = {"name": "embedding_head", "hidden": 0, "norm": "none", "input_dropout": 0.0}
@@ -32,7 +32,7 @@ def run(loopback: Loopback, tmp_path: Path) -> Path:
     """The files of a genre-ask run that --ask needs."""
     folder = tmp_path / "run"
     folder.mkdir()
-    settings = questioner(base_url=loopback.url, show=["title"])
+    settings = make_questioner(base_url=loopback.url, show=["title"])
     save_questioner(folder, settings, ask_again=0, again_temperature=0.5)
     return folder
 

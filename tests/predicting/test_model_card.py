@@ -33,7 +33,7 @@ from genre_lightning.predicting.command import main
 from genre_lightning.predicting.evaluations import CardError
 from genre_lightning.predicting.model_card import MIN_TRAINING_MOVIES, model_card
 from genre_lightning.predicting.predictor import GenrePredictor
-from tests.kinds import without_weights
+from tests.kinds import use_fake_encoders
 from tests.pictures import NOISE, encoded
 
 MakeCheckpoint = Callable[..., Path]
@@ -389,7 +389,7 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
 def test_every_kind_of_model_has_a_card(
     kind: str, make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
 ):
-    without_weights(monkeypatch)
+    use_fake_encoders(monkeypatch)
     checkpoint = make_checkpoint(**KINDS[kind]())
     card = model_card(checkpoint)
     model = load_model(checkpoint)

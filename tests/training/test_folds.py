@@ -30,7 +30,7 @@ from genre_lightning.scoring.metrics import genre_metrics
 from genre_lightning.scoring.stacking import fit_stacking
 from genre_lightning.scoring.thresholds import fit_thresholds
 from genre_lightning.training.module import GenreModule
-from tests.drawn import drawn_data
+from tests.drawn import demo_data
 
 FOLDS = 3
 
@@ -38,7 +38,7 @@ FOLDS = 3
 @pytest.fixture
 def data(tmp_path: Path) -> MovieDataModule:
     inputs: dict[str, Input] = {"words": TermsInput("title", 256), "year": YearInput()}
-    return drawn_data(tmp_path, inputs, num_movies=90, folds=FOLDS, batch_size=16)
+    return demo_data(tmp_path, inputs, num_movies=90, folds=FOLDS, batch_size=16)
 
 
 def network_of(data: MovieDataModule, members: int = FOLDS) -> Fusion:

@@ -30,7 +30,7 @@ from genre_lightning.scoring.losses import LOSSES, build_loss
 from genre_lightning.scoring.thresholds import METHODS, fit_thresholds
 from genre_lightning.training.module import DivergedError, GenreModule
 from genre_lightning.training.schedule import warmup_cosine
-from tests.drawn import drawn_data
+from tests.drawn import demo_data
 
 MakeModule = Callable[..., GenreModule]
 
@@ -47,7 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> MovieDataModule:
         "title": TermsInput("title", 128, decade=True),
         "poster": PixelsInput(size=32),
     }
-    return drawn_data(cache, inputs, batch_size=16, num_movies=100, missing_posters=0.3)
+    return demo_data(cache, inputs, batch_size=16, num_movies=100, missing_posters=0.3)
 
 
 @pytest.fixture(autouse=True)

@@ -25,17 +25,17 @@ from genre_lightning.errors import UserError
 from genre_lightning.training.callbacks.resume import Interrupted
 from tests.disks import small_disk
 from tests.running import (
+    act_as_slurm_task,
     assert_same_run,
     at_step,
     checkpoint,
     differences,
     kill_at,
     kill_while_saving_after,
-    limit_files,
+    limit_file_size,
     recorded,
     rows,
-    slurm,
-    train_apart,
+    start_training,
 )
 
 Train = Callable[[Path, list[str]], dict[str, Any]]
@@ -60,7 +60,7 @@ def reference(
 ) -> Path:
     """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("runs") / "reference"
-    process = train_apart(repository, folder, tiny_overrides(*SMALL_BATCHES))
+    process = start_training(repository, folder, tiny_overrides(*SMALL_BATCHES))
     process.join()
     assert process.exitcode == 0, folder.with_name("reference.log").read_text()
     return folder
@@ -84,7 +84,7 @@ def test_a_run_killed_several_times_resumes_exactly(
         print(f"kill in step {step} of attempt {kills + 1}")
         last = folder / "checkpoints" / "last.ckpt"
         more = [f"ckpt_path={last}"] if last.exists() else []
-        process = train_apart(repository, folder, [*overrides, *more], kill_at, step)
+        process = start_training(repository, folder, [*overrides, *more], kill_at, step)
         process.join()
         if process.exitcode == 0:
             break
@@ -110,13 +110,13 @@ def test_a_run_killed_while_saving_resumes_exactly(
         *SMALL_BATCHES, "checkpoint_every_n_steps=2", f"checkpoint_in_background={background}"
     )
     half = (reference / "checkpoints" / "last.ckpt").stat().st_size // 2
-    process = train_apart(repository, folder, overrides, kill_while_saving_after, 4, half, last)
+    process = start_training(repository, folder, overrides, kill_while_saving_after, 4, half, last)
     process.join()
     assert process.exitcode == -signal.SIGXFSZ, folder.with_name("killed.log").read_text()
     (partial_file,) = last.parent.glob(".*")
     assert partial_file.stat().st_size == half
     assert read_checkpoint(last)["global_step"] == 2
-    process = train_apart(repository, folder, [*overrides, f"ckpt_path={last}"])
+    process = start_training(repository, folder, [*overrides, f"ckpt_path={last}"])
     process.join()
     assert process.exitcode == 0, folder.with_name("killed.log").read_text()
     assert not list(last.parent.glob(".*"))
@@ -131,13 +131,13 @@ def test_a_kill_loses_only_checkpoints_that_were_held_back(
     overrides = tiny_overrides(*SMALL_BATCHES, HELD_BACK)
     steps = checkpoint(reference)["global_step"] // 4
     # Killed in the last of four epochs: of the three before, only the first is on disk.
-    process = train_apart(repository, folder, overrides, kill_at, 4 * steps)
+    process = start_training(repository, folder, overrides, kill_at, 4 * steps)
     process.join()
     assert process.exitcode == -9, folder.with_name("killed.log").read_text()
     for name in ("last", "best"):
         state = read_checkpoint(folder / "checkpoints" / f"{name}.ckpt")
         assert state["global_step"] == steps
-    process = train_apart(repository, folder, [*overrides, "ckpt_path=last"])
+    process = start_training(repository, folder, [*overrides, "ckpt_path=last"])
     process.join()
     assert process.exitcode == 0, folder.with_name("killed.log").read_text()
     assert_same_run(reference, folder)
@@ -280,7 +280,7 @@ def test_slurm_requeues_a_run_that_then_resumes_exactly(
     scontrol.write_text(f'#!/bin/sh\necho "$@" > "{requests}"; cp "{last}" "{last_at_requeue}"\n')
     scontrol.chmod(0o755)
     overrides = tiny_overrides(*SMALL_BATCHES, mode)
-    process = train_apart(repository, folder, overrides, slurm, tmp_path)
+    process = start_training(repository, folder, overrides, act_as_slurm_task, tmp_path)
     process.join()
     log = folder.with_name("run.log").read_text()
     assert process.exitcode == 143 and recorded(folder)["status"] == "interrupted", log
@@ -289,7 +289,7 @@ def test_slurm_requeues_a_run_that_then_resumes_exactly(
     assert read_checkpoint(folder / "hpc_ckpt_1.ckpt")["global_step"] == 3
     assert read_checkpoint(last_at_requeue)["global_step"] == 3
     assert read_checkpoint(last)["global_step"] == 5
-    process = train_apart(repository, folder, [*overrides, "ckpt_path=last"])
+    process = start_training(repository, folder, [*overrides, "ckpt_path=last"])
     process.join()
     assert process.exitcode == 0, folder.with_name("run.log").read_text()
     assert_same_run(reference, folder)
@@ -309,7 +309,7 @@ def test_slurm_requeues_only_once_whichever_task_gets_the_signal_first(
         *SMALL_BATCHES, "trainer.devices=2", "+trainer.strategy=ddp", model="title"
     )
     tasks = [
-        train_apart(repository, folder, overrides, slurm, tmp_path, task, 2, port)
+        start_training(repository, folder, overrides, act_as_slurm_task, tmp_path, task, 2, port)
         for task in range(2)
     ]
     for process in tasks:
@@ -345,7 +345,7 @@ def test_a_file_size_limit_is_reported(
     half = (reference / "checkpoints" / "last.ckpt").stat().st_size // 2
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     last = tmp_path / "checkpoints" / "last.ckpt"
-    patch = at_step(4, lambda: limit_files(half, last))
+    patch = at_step(4, lambda: limit_file_size(half, last))
     try:
         assert_full_disk_is_reported(tmp_path, lambda: train_here(tmp_path, overrides))
     finally:
@@ -580,13 +580,13 @@ def test_a_run_with_a_frozen_branch_resumes_exactly(
         (killed, often, (kill_at, 8), -9),
         (killed, [*often, f"ckpt_path={last}"], (), 0),
     ):
-        process = train_apart(repository, folder, settings, *before)
+        process = start_training(repository, folder, settings, *before)
         process.join()
         assert process.exitcode == code, folder.with_name(f"{folder.name}.log").read_text()
     assert_same_run(whole, killed)
     # The branch keeps its initial weights and statistics; weight averaging keeps them, too.
     first = tiny_overrides("trainer.max_epochs=1", "++trainer.limit_train_batches=1", frozen)
-    process = train_apart(repository, tmp_path / "first", first)
+    process = start_training(repository, tmp_path / "first", first)
     process.join()
     states = [
         read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
@@ -613,14 +613,14 @@ def test_lbfgs_resumes_exactly(repository: Path, tiny_overrides: Overrides, tmp_
         "callbacks.checkpoint.save_weights_only=true",
     ]
     whole, folder = tmp_path / "whole", tmp_path / "killed"
-    first = train_apart(repository, whole, overrides)
+    first = start_training(repository, whole, overrides)
     first.join()
     assert first.exitcode == 0, whole.with_name("whole.log").read_text()
-    killed = train_apart(repository, folder, overrides, kill_at, 15)
+    killed = start_training(repository, folder, overrides, kill_at, 15)
     killed.join()
     assert killed.exitcode == -9, folder.with_name("killed.log").read_text()
     last = folder / "checkpoints" / "last.ckpt"
-    resumed = train_apart(repository, folder, [*overrides, f"ckpt_path={last}"])
+    resumed = start_training(repository, folder, [*overrides, f"ckpt_path={last}"])
     resumed.join()
     assert resumed.exitcode == 0, folder.with_name("killed.log").read_text()
     assert_same_run(whole, folder)
@@ -701,7 +701,7 @@ def test_resuming_on_a_gpu(repository: Path, tiny_overrides: Overrides, tmp_path
         (killed, [], (kill_at, 17), -9),
         (killed, [f"ckpt_path={last}"], (), 0),
     ):
-        process = train_apart(repository, folder, [*overrides, *more], *before)
+        process = start_training(repository, folder, [*overrides, *more], *before)
         process.join()
         assert process.exitcode == code, folder.with_name(f"{folder.name}.log").read_text()
     one, other = (load_model(f / "checkpoints" / "last.ckpt").network for f in (whole, killed))
