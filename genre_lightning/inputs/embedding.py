@@ -217,13 +217,15 @@ class EmbeddingInput(Input):
             quick_key=[unique],
             chunk_size=_text_chunk_size(unique),
         )
-        cache = open_embeddings(
-            source, self._key(), self._shape(), f"embedding {self.column}", store
-        )
+        cache = open_embeddings(source, self._key(), self._shape(), self._description(), store)
         row_index = np.array(
             [-1 if value is None else index_of[value] for value in items], np.int64
         )
         return DenseFeatures("vectors", cache.vectors, row_index)
+
+    def _description(self) -> str:
+        """What the progress bar shows; several encoders can read the same column."""
+        return f"embedding {self.column} with {self.spec.name}"
 
     def _open_posters(self, values: Sequence[PosterFile | None], store: Store) -> Features:
         files, file_index = unique_files(values)
@@ -235,9 +237,7 @@ class EmbeddingInput(Input):
             quick_key=files_key(files),
             recovered_reason=lambda index: recovered_reason(files[index]),
         )
-        cache = open_embeddings(
-            source, self._key(), self._shape(), f"embedding {self.column}", store
-        )
+        cache = open_embeddings(source, self._key(), self._shape(), self._description(), store)
         row_index, unreadable = cached_rows(files, file_index, cache.masked)
         return DenseFeatures("vectors", cache.vectors, row_index, unreadable)
 
