@@ -43,6 +43,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         from genre_lightning.data.notes import (
             empty_branch_notes,
             ignored_setting_notes,
+            poster_notes,
             random_split_notes,
         )
         from genre_lightning.errors import UserError
@@ -101,7 +102,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         file.write(html)
     console = Console(markup=False, emoji=False)  # names are shown as they are
     print_genre_table(model, scores, metrics, console)
-    notes += empty_branch_notes(data)
+    notes += empty_branch_notes(data) + poster_notes(data, cfg.split)
     if cfg.get("data") is not None:
         notes += ignored_setting_notes(data) + random_split_notes(data, cfg.split)
     for note in notes:

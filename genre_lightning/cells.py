@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _GUARDED = re.compile(r"'+[=+\-@\t\r]")
-_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+_NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)", re.IGNORECASE)
 #: Joins genres in a cell, in our own files and by default in a manifest.
 SEPARATOR = "|"
 #: Separators for our own files, in order of preference; one that is in a genre's name is skipped.

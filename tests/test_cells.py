@@ -14,7 +14,9 @@ def test_formulas_are_escaped(sign: str):
     assert guard(f"'{sign}x") == f"''{sign}x"
 
 
-@pytest.mark.parametrize("text", ["", "Heat", "'Round Midnight", "-5", "+3.25", "a=b", " =x"])
+@pytest.mark.parametrize(
+    "text", ["", "Heat", "'Round Midnight", "-5", "+3.25", "-1.5e-05", "-.5", "-inf", "a=b", " =x"]
+)
 def test_other_text_is_not_escaped(text: str):
     assert guard(text) == text
 

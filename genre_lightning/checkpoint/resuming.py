@@ -54,8 +54,9 @@ def check_resumable(
     # A changed setting of data is reported below.
     if other_movies and not any(name.startswith("data.") for name in changed):
         raise CheckpointError(
-            f"{path}: its movies of train and validation are not those of this run, by id, title "
-            "and genres; resume with the data it was trained with, or start anew without ckpt_path"
+            f"{path}: its movies of train and validation are not those of this run, by id, title, "
+            "genres and order; resume with the data it was trained with, or start anew without "
+            "ckpt_path"
         )
     _check_same_model(path, card, inputs, network)
     if not changed:

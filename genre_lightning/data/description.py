@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,18 @@ def describe_source(reader: str, options: Mapping[str, Any]) -> dict[str, Any]:
     source = {name: value for name, value in options.items() if value is not None}
     for key in PATHS:
         if key in source:
-            source[key] = str(Path(source[key]).resolve())
+            source[key] = _absolute(Path(source[key]))
     for key in NOT_DESCRIBED:
         source.pop(key, None)
     source.pop(GENERATED_FOLDER_OPTION.get(reader, ""), None)
     return {"reader": reader, **source}
+
+
+def _absolute(path: Path) -> str:
+    """An absolute path without "..", through the same links: posters lie beside a linked CSV."""
+    absolute = path.absolute()
+    normal = Path(os.path.normpath(absolute))
+    return str(normal if normal.resolve() == absolute.resolve() else absolute)
 
 
 def same_source(
@@ -45,8 +53,8 @@ def same_source(
 ) -> bool:
     """Whether two descriptions name the same movies, genres and splits.
 
-    The default genre separator counts the same as none. The folder of generated movies, which
-    earlier versions described, is ignored.
+    The default genre separator counts the same as none, and paths to the same file are equal. The
+    folder of generated movies, which earlier versions described, is ignored.
 
     Args:
         source: a description from :func:`describe_source`, with split settings.
@@ -55,7 +63,7 @@ def same_source(
     """
     first, second = (
         {
-            name: value
+            name: os.path.realpath(value) if name in PATHS else value
             for name, value in description.items()
             if name not in ignore
             and (name, value) != _DEFAULT_SEPARATOR

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.inputs.poster_cache import NO_SUCH_FILE
+from genre_lightning.movies.movie import PosterFile
 from genre_lightning.movies.summary import (
     absent_posters,
     dataset_table,
@@ -66,6 +67,29 @@ def empty_branch_notes(data: MovieDataModule) -> list[str]:
     return [f"the branch {branch} {problem}" for branch, problem in data.empty_branches.items()]
 
 
+def poster_notes(data: MovieDataModule, split: str) -> list[str]:
+    """A sentence on each column of posters whose files are not all there and readable.
+
+    Movies for which the dataset names no poster are not counted.
+    """
+    notes = []
+    rows = data.splits[split]
+    for column in dict.fromkeys(branch_input.column for branch_input in data.inputs.values()):
+        posters = [(row, data.movie_set.movies[row].value(column)) for row in rows]
+        is_present = data.states(column) == "present"
+        unusable = [
+            f"{data.movie_set.movies[row].where}: {poster.name}"
+            for row, poster in posters
+            if isinstance(poster, PosterFile) and not is_present[row]
+        ]
+        if unusable:
+            notes.append(
+                f"{column}: {len(unusable):,} of the {len(rows):,} movies of {split} name a file "
+                f"that is not there or can't be read, first {unusable[0]}"
+            )
+    return notes
+
+
 def ignored_setting_notes(data: MovieDataModule) -> list[str]:
     """A sentence on each split setting that has no effect on this dataset."""
     notes = []
@@ -96,5 +120,6 @@ def random_split_notes(data: MovieDataModule, split: str) -> list[str]:
     return [
         f"{split}: {len(data.splits[split])} of {len(data.labels)} movies, drawn with "
         f"data.split_seed={data.split_seed}. To choose them, add a column split to the "
-        f"dataset: {split} in every row takes all movies"
+        f"dataset: {split} in every row takes all movies. The score is fair only if the "
+        "checkpoint has learnt from none of them"
     ]

@@ -218,7 +218,14 @@ def complete_description(
         # ModuleDict refuses the names of its own attributes.
         is_valid = isinstance(name, str) and _BRANCH_NAME.fullmatch(name)
         if not is_valid or hasattr(nn.ModuleDict, name):
-            raise ValueError(f"model.branches.{name!s:.100}: not a valid name of a branch")
+            reason = (
+                f"PyTorch uses it itself; choose another, such as {name}_text"
+                if is_valid
+                else "at most 64 letters, digits and _, a letter first"
+            )
+            raise ValueError(
+                f"model.branches.{name!s:.100}: not a valid name of a branch: {reason}"
+            )
     return {
         "num_genres": num_genres,
         "branches": {

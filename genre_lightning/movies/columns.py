@@ -9,8 +9,8 @@ from genre_lightning.cells import text_of
 from genre_lightning.movies.movie import DataError, MovieSet, without_empty
 from genre_lightning.movies.table import read_table
 
-#: Column names that already have a meaning in a dataset.
-RESERVED = ("title", "poster", "genres", "split")
+#: Columns of a dataset's own file that hold no texts.
+NO_TEXTS = ("poster", "split")
 
 
 def join_columns(movie_set: MovieSet, path: str | Path) -> MovieSet:
@@ -29,8 +29,15 @@ def join_columns(movie_set: MovieSet, path: str | Path) -> MovieSet:
     new_columns = [name for name in columns if name != "id"]
     if not new_columns:
         raise DataError(f"{path.name}:1: there is no column besides id, so nothing to join")
-    existing_columns = {*RESERVED, *movie_set.columns()}
+    existing_columns = {"title", "genres", *movie_set.columns()}
+    if any(movie.split for movie in movie_set.movies):
+        existing_columns.add("split")
     for name in new_columns:
+        if name in NO_TEXTS and name not in existing_columns:
+            raise DataError(
+                f"{path.name}:1: data.columns adds texts; put the column {name!r} into the "
+                "dataset's own file, or rename this one if it is a text"
+            )
         if name in existing_columns:
             raise DataError(
                 f"{path.name}:1: the dataset has a column {name!r} already; rename this one"

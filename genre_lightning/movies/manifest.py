@@ -37,8 +37,10 @@ REQUIRED = ("title", "genres")
 RESERVED = ("genres", "split", "id")
 #: Beginning of a list that could not be parsed.
 LIST_START = re.compile(r"\[\s*[\"'{]")
+#: A cell in which another program has written a list: {Action,Comedy}, ('Action',), c("Action").
+OTHER_LIST = re.compile(r"(c?\(.*\)|\{.*\}|\[.*\])", re.DOTALL)
 #: Other separators that files use between genres.
-OTHER_SEPARATORS = (",", ";", "/")
+OTHER_SEPARATORS = (",", ";", "/", "•", "·")
 #: Another separator is assumed if splitting by it gives at most this share of the genres that ours
 #: gives,
 FEWER_GENRES = 0.75
@@ -129,6 +131,12 @@ def _check_separator(rows: Sequence[Row]) -> None:
     splitting by it leaves far fewer distinct genres.
     """
     distinct_cells = {row.cells["genres"] for row in rows}
+    lists = [
+        cell for cell in distinct_cells if OTHER_LIST.fullmatch(cell) and not names_in_list(cell)
+    ]
+    if len(lists) > len(distinct_cells) / 2:
+        row = next(row for row in rows if row.cells["genres"] in lists)
+        raise DataError(_unreadable_list(row.where, row.cells["genres"]))
 
     def split_by(separator: str) -> tuple[set[str], list[Row]]:
         genres = {g for cell in distinct_cells for g in _split_genres(cell, separator)}
@@ -151,13 +159,21 @@ def _check_separator(rows: Sequence[Row]) -> None:
         or len(default_rows) > FEWER_CELLS * len(joined_rows)
     ):
         return
+    cell = joined_rows[0].cells["genres"]
     more = f" and {len(joined_rows) - 1:,} more" if len(joined_rows) > 1 else ""
     raise DataError(
-        f"{joined_rows[0].where}, column genres: {joined_rows[0].cells['genres']!r:.80}{more}: "
+        f"{joined_rows[0].where}, column genres: {cell!r:.80}{more}: "
         f"genres seem to be joined by {best!r} here, not by {SEPARATOR!r}. Split them there "
         f"with \"data.genre_separator='{best}'\" ({len(genres):,} genres instead of "
         f"{len(default_genres):,}), or keep them as they are with "
         f"\"data.genre_separator='{SEPARATOR}'\""
+    )
+
+
+def _unreadable_list(where: str, cell: str) -> str:
+    return (
+        f"{where}, column genres: {cell!r:.80} begins like a list but can't be read as one; write "
+        f"its genres joined by {SEPARATOR}, as in Action|Comedy"
     )
 
 
@@ -175,7 +191,7 @@ def _split_genres(cell: str, separator: str) -> tuple[str, ...]:
 
 def _parse_row(row: Row, manifest: Path, separator: str) -> Movie:
     cells = row.cells
-    split = cells.get("split", "").lower() or None
+    split = text_of("split", cells.get("split", "")).lower() or None
     if split is not None and split not in SPLITS:
         raise DataError(
             f"{row.where}, column split: {cells['split']!r} is none of {', '.join(SPLITS)} "
@@ -191,10 +207,7 @@ def _parse_row(row: Row, manifest: Path, separator: str) -> Movie:
         columns["poster"] = PosterFile.at(manifest.parent / poster)
     genres = _split_genres(cells["genres"], separator)
     if genres and LIST_START.match(genres[0]):
-        raise DataError(
-            f"{row.where}, column genres: {cells['genres']!r:.80} begins like a list but can't be "
-            f"read as one; write its genres joined by {SEPARATOR}, as in Action|Comedy"
-        )
+        raise DataError(_unreadable_list(row.where, cells["genres"]))
     return Movie(
         id=cells.get("id", str(row.number)),
         columns=columns,

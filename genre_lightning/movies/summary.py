@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from rich.table import Table
+from torch.nn import ModuleDict
 
 from genre_lightning.movies.movie import Movie, MovieSet, PosterFile
 from genre_lightning.wording import first_few
@@ -115,9 +116,12 @@ def unread_column_notes(columns: Sequence[str], read: Collection[str]) -> list[s
     noun = "column" if len(unread) == 1 else "columns"
     # A name with other characters would need quotes, and can't be the name of a branch.
     name = next((name for name in unread if re.fullmatch(r"[a-z]\w*", name, re.ASCII)), "NAME")
+    # Neither can names that PyTorch uses itself, such as type.
+    branch = f"{name}_text" if hasattr(ModuleDict, name) else name
     return [
         f"no branch reads the {noun} {first_few(unread, MAX_NAMED)}. To add one: "
-        f"+model/branch@model.branches.{name}=text_tfidf model.branches.{name}.input.column={name}"
+        f"+model/branch@model.branches.{branch}=text_tfidf "
+        f"model.branches.{branch}.input.column={name}"
     ]
 
 

@@ -112,6 +112,12 @@ def _check_header(predictor: GenrePredictor, rows: MovieRows, added: Sequence[st
             f"{rows.name}: it has none of the columns {', '.join(rows.columns)} that the model "
             f"looks at; its first line is {','.join(rows.header)[:200]!r}"
         )
+    missing = [column for column in rows.columns if column not in rows.positions]
+    if missing:
+        note(
+            f"{rows.name} has no column {', '.join(missing)}, which the model looks at: predicted "
+            "without"
+        )
     for name in (TITLE, POSTER):
         if name in rows.names and name not in rows.columns:
             note_ignored_column(predictor, name)

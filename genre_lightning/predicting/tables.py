@@ -71,7 +71,7 @@ class MovieRows:
     def movies(self) -> Iterator[dict[str, str | Path | None]]:
         """The values of each row by column, None for an empty cell."""
         while (row := self._next_row()) is not None:
-            if not row:  # an empty line
+            if not any(cell.strip() for cell in row):  # as spreadsheets leave at the end
                 continue
             if len(row) != len(self.header):
                 raise CommandError(
@@ -95,7 +95,9 @@ class MovieRows:
         return {name: cell or None for name, cell in zip(names, row, strict=True) if name}
 
     def _value(self, column: str, cell: str) -> str | Path | None:
-        text = text_of(column, cell.strip())
+        text = cell.strip()
+        # As in training: spaces before an apostrophe that guards against spreadsheets don't count.
+        text = text_of(column, text if text == cell else unguard(text))
         if not text:
             return None
         # Don't make a path of a URL: it would lose one of its slashes.

@@ -171,11 +171,11 @@ def write_evaluation(
             scores.rows.tolist(), scores.scores, scores.targets, strict=True
         ):
             predicted = values >= model.thresholds
+            # As genre-predict writes them, the most likely genre first.
+            by_score = values.argsort(descending=True, stable=True).tolist()
             names = [
-                separator.join(
-                    genre for genre, is_set in zip(model.genres, mask, strict=True) if is_set
-                )
-                for mask in (target > 0, predicted)
+                separator.join(model.genres[genre] for genre in order if mask[genre])
+                for order, mask in ((range(len(target)), target > 0), (by_score, predicted))
             ]
             score_cells = map(score_cell, values.tolist())
             movie = movies[row]

@@ -18,8 +18,14 @@ from PIL import Image
 
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.data.datamodule import MAX_GROUP_BATCHES, MovieDataModule
+from genre_lightning.data.description import same_source
 from genre_lightning.data.leakage import changed_data_notes, contains_training_movies
-from genre_lightning.data.notes import dataset_summary, empty_branch_notes, random_split_notes
+from genre_lightning.data.notes import (
+    dataset_summary,
+    empty_branch_notes,
+    poster_notes,
+    random_split_notes,
+)
 from genre_lightning.errors import InputError
 from genre_lightning.inputs.augment import normalise_posters
 from genre_lightning.inputs.embedding import EmbeddingInput
@@ -587,6 +593,52 @@ def test_posters_that_do_not_exist_are_reported(tmp_path: Path) -> None:
     # None of the 4 posters exists, so the first stands for all of them.
     assert sum("p0.jpg, nor any other of the 4" in line for line in lines) == 1
     assert not any("p3.jpg" in line for line in lines) and empty_branch_notes(data)[0] in lines
+    (note,) = poster_notes(data, "test")
+    assert note.startswith("poster: 4 of the 4 movies of test name a file that is not there")
+    assert (
+        note.endswith("p0.jpg")
+        and "first movies.csv:2: " in note
+        and poster_notes(data, "train") == []
+    )
+
+
+def test_a_linked_csv_keeps_its_posters(write: Write, tmp_path: Path) -> None:
+    path = write("movies")
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    csv_path = path.rename(folder / "movies.csv")
+    path.symlink_to(csv_path)  # as tools for data versions do; the posters stay beside the link
+    data = make_data(path, tmp_path / "cache", {"poster": pixels()})
+    data.setup()
+    described = data.describe()["data"]
+    again = MovieDataModule.from_description(
+        described, cache_dir=tmp_path / "cache", inputs=data.inputs, genres=data.genres
+    )
+    again.setup()
+    assert (again.states("poster") == data.states("poster")).all()
+    assert "present" in data.states("poster")
+    assert same_source(described, {**described, "path": str(csv_path)})
+
+
+def test_training_movies_are_found_with_other_columns(tmp_path: Path) -> None:
+    path = tmp_path / "movies.csv"
+    rows = [f"{n},T{n},,{'A' if n % 2 else 'B'}" for n in range(20)]
+    path.write_text("\n".join(["id,title,poster,genres", *rows]))
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.csv").write_text(f"id,{name}\n3,a\n")
+    settings = {"path": str(path), "cache_dir": tmp_path / "cache"}
+    trained = MovieDataModule(
+        "manifest", {"title": terms()}, columns=str(tmp_path / "one.csv"), **settings
+    )
+    trained.setup()
+    card = trained.describe()
+    scored = MovieDataModule(
+        "manifest", trained.inputs, columns=str(tmp_path / "two.csv"), genres=trained.genres,
+        split_seed=1, **settings,
+    )  # fmt: skip
+    scored.setup()
+    with pytest.raises(DataError, match="it would hold movies that the checkpoint has learnt from"):
+        changed_data_notes(scored, "test", card["data"], card["learnt_from"])
 
 
 def test_a_trained_model_can_score_all_movies_of_a_dataset(tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def test_rows_with_unknown_ids_are_reported(rows, note, columns):
         pytest.param("id,cast\n7,a\n", r"csv:1: .* column 'cast' already; rename", id="existing"),
         pytest.param("id,title\n7,a\n", r"csv:1: .* column 'title' already", id="title"),
         pytest.param("id,Genres\n7,a\n", r"csv:1: .* column 'genres' already", id="genres"),
+        pytest.param("id,split\n7,val\n", r"csv:1: .* adds texts; put .*'split'", id="split"),
+        pytest.param("id,poster\n7,a\n", r"csv:1: .*'poster'", id="poster"),
         pytest.param("id,a,a\n7,x,y\n", r"csv:1: the column 'a' comes more than once", id="double"),
         pytest.param("id,a\n7,x\n8,y\n7,z\n", r"csv:4, column id: '7' is .*csv:2", id="id-twice"),
         pytest.param("id,a\n7,x\n ,y\n", r"csv:3, column id: empty", id="empty-id"),

@@ -248,6 +248,19 @@ def test_genres_separated_by_spaces_are_detected(manifest):
     assert len(read_manifest(manifest(csv_of_genres(names))).genres) == 3
 
 
+@pytest.mark.parametrize("form", ["{{{}}}", "({})", "c({})", "[{}]"])
+def test_lists_of_other_programs_are_refused_without_a_separator(manifest, form):
+    path = manifest(csv_of_genres([form.format(", ".join(genres)) for genres in MOVIES]))
+    with pytest.raises(DataError, match="begins like a list but can't be read") as refused:
+        read_manifest(path)
+    assert "genre_separator" not in str(refused.value)
+
+
+def test_a_missing_split_may_be_written_as_a_marker(manifest):
+    path = manifest("title,poster,genres,split\nA,,D,train\nB,,D,NaN\nC,,D,NULL\n")
+    assert [movie.split for movie in read_manifest(path).movies] == ["train", None, None]
+
+
 @pytest.mark.parametrize("separator", [None, ",", "|"])
 @pytest.mark.parametrize(
     "dump",

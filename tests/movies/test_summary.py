@@ -186,12 +186,17 @@ def test_genres_of_every_training_movie_are_reported(genres: list[str], expected
             "branches.plot=text_tfidf model.branches.plot.input.column=plot",
         ),
         (
+            ["title", "type"],  # PyTorch's ModuleDict has an attribute of this name
+            "no branch reads the column type. To add one: +model/branch@model.branches.type_text="
+            "text_tfidf model.branches.type_text.input.column=type",
+        ),
+        (
             ["Überblick", *(f"{n}." for n in range(6))],
             "no branch reads the columns Überblick, 0., 1., 2., 3. and 2 more. To add one: "
             "+model/branch@model.branches.NAME=text_tfidf model.branches.NAME.input.column=NAME",
         ),
     ],
-    ids=["none", "one", "first plain name", "no plain name"],
+    ids=["none", "one", "first plain name", "reserved name", "no plain name"],
 )
 def test_columns_that_no_branch_reads_are_named(columns: list[str], note: str | None):
     assert unread_column_notes(columns, {"title", "cast"}) == ([note] if note else [])
