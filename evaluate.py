@@ -57,7 +57,8 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         )
         from genre_lightning.report.page import Origin, render_report
         from genre_lightning.runs.ckpt_path import best_checkpoint
-        from genre_lightning.runs.quoting import shell_command
+        from genre_lightning.runs.ending import script_command
+        from genre_lightning.runs.quoting import format_override, relative_to_cwd, shell_command
 
     set_threads()
     trust_encoders(cfg.encoders)
@@ -92,15 +93,19 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
             )
         else:
             validation = score_split(model, data, "val", device, cfg.batch_size)
+    # "last", or the best run of a sweep, is another checkpoint later.
+    again = [override for override in overrides if not override.startswith("ckpt_path=")]
+    again.insert(0, format_override("ckpt_path", relative_to_cwd(checkpoint)))
     origin = Origin(
         checkpoint=checkpoint,
-        command=shell_command("python", "evaluate.py", *overrides),
+        command=shell_command(*script_command("evaluate"), *again),
         created=datetime.now().astimezone(),
     )
     html = render_report(model, data, scores, origin, validation, gallery=cfg.gallery)
     with whole_file(folder / "report.html") as file:
         file.write(html)
     console = Console(markup=False, emoji=False)  # names are shown as they are
+    console.print(f"checkpoint: {shell_command(relative_to_cwd(checkpoint))}", soft_wrap=True)
     print_genre_table(model, scores, metrics, console)
     notes += empty_branch_notes(data) + poster_notes(data, cfg.split)
     if cfg.get("data") is not None:

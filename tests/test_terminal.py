@@ -22,6 +22,7 @@ OURS = (
     r"Best checkpoint, val/map_macro \d\.\d{4}: .*best\.ckpt.*",
     r"Next:",
     r"  \S.*",
+    r"checkpoint: .*best\.ckpt.*",
     r"written to .*",
 )
 #: A folder name with characters that are special to a shell and to Hydra.

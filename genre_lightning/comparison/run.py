@@ -110,7 +110,8 @@ class Run:
         split, _, name = metric.partition("/")
         scores = self.result.get(split)
         value = number_or_none(scores.get(name)) if isinstance(scores, Mapping) else None
-        row = self._best_row()
+        # Other columns of the history, such as seconds and lr, are no metrics of a run.
+        row = self._best_row() if split and name else None
         return row.get(metric) if value is None and row is not None else value
 
     def curve(self, metric: str) -> list[tuple[float, float]]:

@@ -47,7 +47,9 @@ class EmbeddingHead(nn.Module):
         self.members = members
         self.norm: nn.BatchNorm1d | None = None
         if norm == "batch":
-            self.norm = nn.BatchNorm1d(width, affine=False)
+            # The inputs never change, so the plain average over all batches is exact sooner than
+            # a moving one, which still counts its start after ten steps.
+            self.norm = nn.BatchNorm1d(width, affine=False, momentum=None)
         self.layer_norm = norm == "layer"
         self.scale = 1.0 if hidden or norm == "none" else width**-0.5
         self.input_drop = InputDropout(input_dropout)

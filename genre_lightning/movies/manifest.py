@@ -131,10 +131,12 @@ def _check_separator(rows: Sequence[Row]) -> None:
     splitting by it leaves far fewer distinct genres.
     """
     distinct_cells = {row.cells["genres"] for row in rows}
-    lists = [
-        cell for cell in distinct_cells if OTHER_LIST.fullmatch(cell) and not names_in_list(cell)
-    ]
-    if len(lists) > len(distinct_cells) / 2:
+    lists = {
+        cell
+        for cell in distinct_cells
+        if OTHER_LIST.fullmatch(cell) and SEPARATOR not in cell and names_in_list(cell) is None
+    }
+    if len(lists) > len(distinct_cells) / 2 and any("," in cell for cell in lists):
         row = next(row for row in rows if row.cells["genres"] in lists)
         raise DataError(_unreadable_list(row.where, row.cells["genres"]))
 

@@ -23,6 +23,7 @@ from genre_lightning.report.statistics import (
     bootstrap,
     interval,
     num_resamples,
+    percentile_interval,
 )
 from genre_lightning.scoring.metrics import per_genre_metrics
 
@@ -209,7 +210,7 @@ def genre_table(model: TrainedModel, table: ScoreTable | None) -> Markup:
                 value = (
                     ap_interval(score, resampled, len(scores))
                     if name == "ap"
-                    else interval(score, resampled)
+                    else percentile_interval(score, resampled)
                 )
                 row += [number(value.value), span(value)]
     return table_markup(header, rows, ("genre",))

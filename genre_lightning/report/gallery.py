@@ -278,15 +278,27 @@ def _branch_cards(
                 present,
                 float(parts.branches[branch][pick.genre]),
                 pick.genre,
-                _explain(model, movie, branch) if present else None,
+                _explain(model, movie, branch, scores.folds is not None) if present else None,
                 pictures.get(model.inputs[branch].column),
             )
         )
     return cards
 
 
-def _explain(model: TrainedModel, movie: Movie, branch: str) -> BranchExplanation | None:
-    """Explain a branch that reads this movie; None if it can't be explained."""
+def _explain(
+    model: TrainedModel, movie: Movie, branch: str, by_folds: bool
+) -> BranchExplanation | None:
+    """Explain a branch that reads this movie; None if it can't be explained.
+
+    Args:
+        model: the model that was scored.
+        movie: the movie.
+        branch: name of the branch.
+        by_folds: whether one member scored the movie. All members are explained, of which the
+            others have learnt from it, so words would not sum to the branch's part: none are given.
+    """
+    if by_folds and model.inputs[branch].of == "text":
+        return None
     value = movie.value(model.inputs[branch].column)
     if find_explainer(model, branch) is None:
         return None

@@ -15,7 +15,7 @@ from genre_lightning.report.statistics import (
     Bootstrap,
     Reliability,
     cooccurrence,
-    interval,
+    percentile_interval,
     precision_recall_steps,
     reliability,
     row_shares,
@@ -37,7 +37,7 @@ def genre_table(
             row["recall"] = row["f1"] = math.nan
         if not predicted[g]:
             row["precision"] = math.nan
-        f1 = interval(row["f1"], model_bootstrap.per_genre["f1"][:, g])
+        f1 = percentile_interval(row["f1"], model_bootstrap.per_genre["f1"][:, g])
         name = f"F1 of {model.genres[g]}: {number(f1.value)}"
         name += f", 95% interval {span(f1)}" if span(f1) else ""
         chart = charts.small_interval(name, f1) if row["support"] else ""

@@ -231,6 +231,27 @@ def interval(value: float, resampled: np.ndarray, minimum: float = 0.0) -> Inter
     )
 
 
+def percentile_interval(value: float, resampled: np.ndarray) -> Interval:
+    """The percentile bootstrap interval of one genre's F1.
+
+    F1 of a single genre has little of the bias that :func:`interval` corrects, and with few
+    positives mirroring cuts the interval off at 1: over 300 simulated splits of 777 movies the
+    coverage was .74 (mirrored) and .98 (this one) with 3 positives, .86 and .96 with 7, .93 and .96
+    with 20, .95 and .96 with 100 (``tests/report/test_statistics.py`` has a short version).
+
+    Args:
+        value: the estimate, which always lies inside the interval.
+        resampled: (R,) values of the resamples; nans are ignored.
+
+    Source: Davison & Hinkley 1997, section 5.3.
+    """
+    resampled = resampled[~np.isnan(resampled)]
+    if not len(resampled) or np.isnan(value) or np.ptp(resampled) == 0:
+        return Interval(value, float("nan"), float("nan"))
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(value, min(value, float(low)), max(value, float(high)))
+
+
 def ap_interval(value: float, resampled: np.ndarray, num_movies: int) -> Interval:
     """The interval of one genre's average precision: normal on the logit scale.
 

@@ -200,9 +200,12 @@ def _check_callbacks(cfg: DictConfig, callbacks: Mapping[str, Any]) -> None:
         value = checkpoint.get(key)
         if value != fixed or type(value) is not type(fixed):
             raise SettingError(f"callbacks.checkpoint.{key}={value} can't be set: {instead}")
-    if callbacks.get("early_stopping"):
-        stopping = cfg.callbacks.early_stopping
-        _check_monitor(stopping.monitor, stopping.mode, "callbacks.early_stopping.")
+    for name, callback in callbacks.items():
+        if str((callback or {}).get("_target_", "")).endswith(".EarlyStopping"):
+            stopping = cfg.callbacks[name]
+            _check_monitor(
+                stopping.get("monitor"), stopping.get("mode", "min"), f"callbacks.{name}."
+            )
 
 
 def _missing(config: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:

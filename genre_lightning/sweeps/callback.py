@@ -45,6 +45,7 @@ from genre_lightning.runs.settings import changes_no_result
 from genre_lightning.sweeps.composing import cache_job_configs
 from genre_lightning.sweeps.journal import SAME_JOB, Journal, event_line
 from genre_lightning.sweeps.processes import check_distributed_launch
+from genre_lightning.wording import counted
 
 #: Files in a sweep's folder before any job starts.
 SWEEP_FILES = ("multirun.yaml", "sweep.json", "study.db", ".sweep.lock")
@@ -77,6 +78,11 @@ class SweepCallback(Callback):
         overrides = sweep_overrides(config.hydra)
         keys = [key for key, override in overrides.items() if override.is_sweep_override()]
         _check_swept(keys, overrides.values())
+        if any(name.startswith("hydra.sweep.subdir=") for name in config.hydra.overrides.hydra):
+            raise UserError(
+                "hydra.sweep.subdir can't be set: a job's folder is named by its overrides, so "
+                "that the same command continues the sweep; leave it out"
+            )
         self.folder = Path(config.hydra.sweep.dir)
         # Only studies have n_trials. A study is checked before anything is written.
         num_trials = config.hydra.sweeper.get("n_trials")
@@ -218,7 +224,8 @@ class SweepCallback(Callback):
         events = self.journal.read()
         if events and not self.shown:
             folder = shell_command(self.folder)
-            text = f"Sweep {self.folder.name}: {self.total} jobs in {folder}"
+            jobs = counted(self.total, "job")
+            text = f"Sweep {self.folder.name}: {jobs} in {folder}"
             print(text, file=self.terminal, flush=True)
         for event in events[self.shown :]:
             if event["status"] in ("started", "stopping", "not started"):

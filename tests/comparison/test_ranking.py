@@ -162,6 +162,8 @@ def test_different_monitors_are_noted_and_a_metric_can_be_chosen(tmp_path: Path)
         compare([tmp_path], metric="val/f2")
     with pytest.raises(UserError, match="no run has test/f2; there are: test/map_macro"):
         compare([tmp_path], metric="test/f2")
+    with pytest.raises(UserError, match="no run has seconds; there are: "):
+        compare([tmp_path], metric="seconds")
     comparison = compare([tmp_path], columns=["val/loss", "f1_micro"])
     assert [note for note in comparison.notes if "column" in note] == [
         "The column f1_micro is empty: no run has f1_micro; there are: val/f1_micro, val/loss, "

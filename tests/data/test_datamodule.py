@@ -626,7 +626,7 @@ def test_training_movies_are_found_with_other_columns(tmp_path: Path) -> None:
     path.write_text("\n".join(["id,title,poster,genres", *rows]))
     for name in ("one", "two"):
         (tmp_path / f"{name}.csv").write_text(f"id,{name}\n3,a\n")
-    settings = {"path": str(path), "cache_dir": tmp_path / "cache"}
+    settings: dict[str, Any] = {"path": str(path), "cache_dir": tmp_path / "cache"}
     trained = MovieDataModule(
         "manifest", {"title": terms()}, columns=str(tmp_path / "one.csv"), **settings
     )

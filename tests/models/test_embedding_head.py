@@ -140,3 +140,17 @@ def test_each_row_is_scored_by_the_member_of_its_fold(hidden: int) -> None:
 def test_only_biases_have_one_dimension() -> None:
     for name, parameter in make_head(hidden=4, members=3).named_parameters():
         assert (parameter.ndim == 1) == name.endswith("bias"), name
+
+
+def test_a_few_batches_suffice_to_normalise_vectors_of_any_scale() -> None:
+    network = EmbeddingHead(2, 3)
+    vectors = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    vectors = vectors * torch.tensor([0.01, 1.0, 100.0]) + torch.tensor([1000.0, 0.0, -5.0])
+    for batch in vectors.split(20):
+        network(batch)
+    network.eval()
+    assert network.norm is not None
+    normalised = network.norm(vectors)
+    # The mean of the batches' variances leaves out how their means differ.
+    torch.testing.assert_close(normalised.mean(0), torch.zeros(3), atol=0.02, rtol=0)
+    torch.testing.assert_close(normalised.std(0), torch.ones(3), atol=0.15, rtol=0)

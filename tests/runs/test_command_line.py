@@ -67,6 +67,13 @@ MISTAKES = {
     "callbacks.checkpoint.dirpath=/x": "dirpath=/x can't be set: set hydra.run.dir",
     "callbacks.early_stopping.monitor=val/los": "did you mean val/loss?",
     "callbacks.early_stopping.monitor=val/loss": "add callbacks.early_stopping.mode=min",
+    "+callbacks.es._target_=pytorch_lightning.callbacks.EarlyStopping +callbacks.es.monitor=x": (
+        "callbacks.es.monitor=x is not a validation metric"
+    ),
+    "hydra.sweep.subdir=x seed=1,2 -m": "hydra.sweep.subdir can't be set: a job's folder is named",
+    "model/branch=[title_tfidf],[title_linear] model.branches.title_tfidf.network.hidden=8 -m": (
+        "no setting model.branches.title_tfidf.network.hidden with all of model/branch="
+    ),
     "callbacks.early_stopping=5": "callbacks.early_stopping must have a _target_, the class",
     "+callbacks.lrf._target_=pytorch_lightning.callbacks.LearningRateFinder": (
         "callbacks.lrf: LearningRateFinder has no learning rate to set here: find one by a sweep"
@@ -111,6 +118,7 @@ EVALUATIONS = {
     "split=tset": "split=tset must be train, val or test; did you mean test?",
     "batch_size=0": "batch_size=0 must be a whole number of at least 1",
     "gallery=-1": "gallery=-1 must be a whole number of at least 0",
+    "model=title": "model is not a setting of this command; --help shows all",
     "splt=val": "there is no setting splt; did you mean split?",
 }
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from genre_lightning import GenrePredictor
-from genre_lightning.webapp.api import MAX_CHARACTERS, MAX_POSTER_BYTES
+from genre_lightning.inputs.year import YearInput
+from genre_lightning.webapp.api import MAX_CHARACTERS, MAX_POSTER_BYTES, describe
 from tests.webapp.serving import Served, movie, serving
 
 HEAT = "/api/heat?branch=poster_resnet"
@@ -62,6 +63,15 @@ def test_scores_are_the_predictors_and_parts_add_up(
         assert all(title[slice(*word["span"])] in word["text"] for word in parts)
     if with_poster:
         assert explained["poster_resnet"]["kind"] == "heat map"
+
+
+def test_the_year_of_any_branch_is_asked_for(make_checkpoint: Callable[..., Path]):
+    branch_input = YearInput("title")
+    branch_input.years = (1979, 2001)
+    branches = {"title_year": (branch_input, {"name": "embedding_head"})}
+    path = make_checkpoint(title=None, poster=None, more=branches)
+    (column,) = describe(GenrePredictor.from_checkpoint(path, "cpu"), "best.ckpt")["columns"]
+    assert column["name"] == "title" and column["year"]
 
 
 def test_other_columns_are_sent_by_name(wider: GenrePredictor, poster: bytes):

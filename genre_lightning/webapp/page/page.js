@@ -444,7 +444,7 @@ function explain(genre) {
 
   const parts = [["bias", "Bias", genre.bias]];
   model.branches.forEach((branch, index) => {
-    const hasColumn = branch.name in answer.explanations;
+    const hasColumn = Object.hasOwn(answer.explanations, branch.name);
     const label = hasColumn ? displayName(branch.label) : `No ${branch.label.replaceAll("_", " ")}`;
     parts.push([branchClass(index), label, genre.branches[branch.name]]);
   });
