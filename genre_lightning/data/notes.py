@@ -74,7 +74,8 @@ def poster_notes(data: MovieDataModule, split: str) -> list[str]:
     """
     notes = []
     rows = data.splits[split]
-    for column in dict.fromkeys(branch_input.column for branch_input in data.inputs.values()):
+    poster_inputs = [entry for entry in data.inputs.values() if entry.of == "poster"]
+    for column in dict.fromkeys(branch_input.column for branch_input in poster_inputs):
         posters = [(row, data.movie_set.movies[row].value(column)) for row in rows]
         is_present = data.states(column) == "present"
         unusable = [

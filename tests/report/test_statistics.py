@@ -155,18 +155,20 @@ def test_intervals_of_map_cover_the_truth_if_genres_are_rare():
     assert plain < mirrored - 8  # why they are mirrored
 
 
-def test_intervals_of_ap_cover_the_truth_for_a_genre_of_seven_movies():
-    def simulate(num_movies: int, seed: int):
-        generator = np.random.default_rng(seed)
-        truth = (generator.random((num_movies, 1)) < 7 / 300).astype(np.float32)
-        scores = generator.normal(size=truth.shape) + 2.7 * truth
-        return (1 / (1 + np.exp(-scores))).astype(np.float32), truth
+def draw_rare_genre(num_movies: int, shift: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 1) scores and labels of one genre, of 7 in 300 movies; its logits are higher by shift."""
+    generator = np.random.default_rng(seed)
+    truth = (generator.random((num_movies, 1)) < 7 / 300).astype(np.float32)
+    scores = generator.normal(size=truth.shape) + shift * truth
+    return (1 / (1 + np.exp(-scores))).astype(np.float32), truth
 
-    scores, targets = simulate(200_000, seed=0)
+
+def test_intervals_of_ap_cover_the_truth_for_a_genre_of_seven_movies():
+    scores, targets = draw_rare_genre(200_000, 2.7, seed=0)
     truth = average_precision_score(targets[:, 0], scores[:, 0])
     by_logits = mirrored = 0
     for trial in range(60):
-        scores, targets = simulate(300, seed=1 + trial)
+        scores, targets = draw_rare_genre(300, 2.7, seed=1 + trial)
         value = average_precision_score(targets[:, 0], scores[:, 0])
         result = bootstrap(scores, targets, np.full(1, 0.5), resamples=100, seed=trial)
         resampled = result.per_genre["ap"][:, 0]
@@ -179,18 +181,12 @@ def test_intervals_of_ap_cover_the_truth_for_a_genre_of_seven_movies():
 
 
 def test_intervals_of_f1_cover_the_truth_for_a_genre_of_seven_movies():
-    def simulate(num_movies: int, seed: int):
-        generator = np.random.default_rng(seed)
-        truth = (generator.random((num_movies, 1)) < 7 / 300).astype(np.float32)
-        scores = generator.normal(size=truth.shape) + 4.0 * truth
-        return (1 / (1 + np.exp(-scores))).astype(np.float32), truth
-
     threshold = np.full(1, 0.9, np.float32)
-    scores, targets = simulate(200_000, seed=0)
+    scores, targets = draw_rare_genre(200_000, 4.0, seed=0)
     truth = f1_score(targets[:, 0], scores[:, 0] >= threshold[0])
     plain = mirrored = 0
     for trial in range(60):
-        scores, targets = simulate(300, seed=1 + trial)
+        scores, targets = draw_rare_genre(300, 4.0, seed=1 + trial)
         value = f1_score(targets[:, 0], scores[:, 0] >= threshold[0])
         result = bootstrap(scores, targets, threshold, resamples=100, seed=trial)
         resampled = result.per_genre["f1"][:, 0]
@@ -198,7 +194,6 @@ def test_intervals_of_f1_cover_the_truth_for_a_genre_of_seven_movies():
         plain += actual.low <= truth <= actual.high
         actual = interval(value, resampled)
         mirrored += actual.low <= truth <= actual.high
-    print(truth, plain, mirrored)
     assert plain >= 53
     assert mirrored < plain - 4  # why F1 of a genre has intervals of its own
 
