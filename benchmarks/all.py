@@ -1,4 +1,4 @@
-"""Runs every speed benchmark and writes the table of the README.
+"""Runs every speed benchmark and writes the table of docs/speed.md.
 
     python -m benchmarks.all --root data/ml1m --out figures.md
     python -m benchmarks.all --only start step title_layer
@@ -32,7 +32,7 @@ BENCHMARKS: dict[str, tuple[bool, str]] = {
     "cache": (True, "building the poster cache against decoding alone"),
     "embed": (True, "filling the embedding cache against the encoder's bare forward"),
     "report": (False, "a report's seconds beyond scoring the split, over what they may be"),
-    "start": (False, "`train.py --cfg job` against `import hydra`"),
+    "start": (False, "`train.py --cfg job` against a Hydra program of one key"),
     "first_step": (True, "command to first training step beyond the imports"),
     "predict_cold": (False, "one `genre-predict` against `import torch`"),
     "predict_batch": (False, "many movies against decoding alone"),
