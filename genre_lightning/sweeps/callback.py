@@ -78,11 +78,6 @@ class SweepCallback(Callback):
         overrides = sweep_overrides(config.hydra)
         keys = [key for key, override in overrides.items() if override.is_sweep_override()]
         _check_swept(keys, overrides.values())
-        if any(name.startswith("hydra.sweep.subdir=") for name in config.hydra.overrides.hydra):
-            raise UserError(
-                "hydra.sweep.subdir can't be set: a job's folder is named by its overrides, so "
-                "that the same command continues the sweep; leave it out"
-            )
         self.folder = Path(config.hydra.sweep.dir)
         # Only studies have n_trials. A study is checked before anything is written.
         num_trials = config.hydra.sweeper.get("n_trials")

@@ -70,7 +70,6 @@ MISTAKES = {
     "+callbacks.es._target_=pytorch_lightning.callbacks.EarlyStopping +callbacks.es.monitor=x": (
         "callbacks.es.monitor=x is not a validation metric"
     ),
-    "hydra.sweep.subdir=x seed=1,2 -m": "hydra.sweep.subdir can't be set: a job's folder is named",
     "model/branch=[title_tfidf],[title_linear] model.branches.title_tfidf.network.hidden=8 -m": (
         "no setting model.branches.title_tfidf.network.hidden with all of model/branch="
     ),
