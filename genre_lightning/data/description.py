@@ -48,6 +48,11 @@ def _absolute(path: Path) -> str:
     return str(normal if normal.resolve() == absolute.resolve() else absolute)
 
 
+def _linked_path(value: Any) -> Any:
+    """Where a path's links lead; anything that is no path, as in an untrusted file, unchanged."""
+    return os.path.realpath(value) if isinstance(value, str) and "\0" not in value else value
+
+
 def same_source(
     source: Mapping[str, Any], other: Mapping[str, Any], *, ignore: Collection[str] = ()
 ) -> bool:
@@ -63,7 +68,7 @@ def same_source(
     """
     first, second = (
         {
-            name: os.path.realpath(value) if name in PATHS else value
+            name: _linked_path(value) if name in PATHS else value
             for name, value in description.items()
             if name not in ignore
             and (name, value) != _DEFAULT_SEPARATOR

@@ -202,6 +202,14 @@ def _sums(rows: np.ndarray, ends: np.ndarray, num_movies: int) -> csr_matrix:
     return csr_matrix((ones, rows, ends), shape=(len(ends) - 1, num_movies))
 
 
+def _usable_resamples(value: float, resampled: np.ndarray) -> np.ndarray | None:
+    """The resamples that are no nans; None if there is no interval: see :func:`interval`."""
+    usable = resampled[~np.isnan(resampled)]
+    if not len(usable) or np.isnan(value) or np.ptp(usable) == 0:
+        return None
+    return usable
+
+
 def interval(value: float, resampled: np.ndarray, minimum: float = 0.0) -> Interval:
     """The basic bootstrap interval of an estimate: the resamples' quantiles, mirrored at it.
 
@@ -220,10 +228,10 @@ def interval(value: float, resampled: np.ndarray, minimum: float = 0.0) -> Inter
 
     Source: Davison & Hinkley 1997, "Bootstrap Methods and their Application", section 5.2.
     """
-    resampled = resampled[~np.isnan(resampled)]
-    if not len(resampled) or np.isnan(value) or np.ptp(resampled) == 0:
+    usable = _usable_resamples(value, resampled)
+    if usable is None:
         return Interval(value, float("nan"), float("nan"))
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(usable, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(
         value,
         float(np.clip(2 * value - high, minimum, value)),
@@ -245,10 +253,10 @@ def percentile_interval(value: float, resampled: np.ndarray) -> Interval:
 
     Source: Davison & Hinkley 1997, section 5.3.
     """
-    resampled = resampled[~np.isnan(resampled)]
-    if not len(resampled) or np.isnan(value) or np.ptp(resampled) == 0:
+    usable = _usable_resamples(value, resampled)
+    if usable is None:
         return Interval(value, float("nan"), float("nan"))
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(usable, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, min(value, float(low)), max(value, float(high)))
 
 
@@ -270,12 +278,12 @@ def ap_interval(value: float, resampled: np.ndarray, num_movies: int) -> Interva
     Source: Davison & Hinkley 1997, section 5.2, for the transformed scale; Boyd, Eng & Page 2013,
     "Area under the precision-recall curve", for the logit.
     """
-    resampled = resampled[~np.isnan(resampled)]
-    if not len(resampled) or np.isnan(value) or np.ptp(resampled) == 0:
+    usable = _usable_resamples(value, resampled)
+    if usable is None:
         return Interval(value, float("nan"), float("nan"))
     max_value = 1 - 0.5 / num_movies
     centre = logit(min(value, max_value))
-    half_width = _Z * float(np.std(logit(np.minimum(resampled, max_value))))
+    half_width = _Z * float(np.std(logit(np.minimum(usable, max_value))))
     low, high = expit([centre - half_width, centre + half_width])
     return Interval(value, min(value, float(low)), max(value, float(high)))
 

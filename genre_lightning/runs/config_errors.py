@@ -118,10 +118,9 @@ def _explain_unknown_setting(
     if key in groups:
         return f"{key} is not a setting of this command; --help shows all"
     if key in known:  # so it is missing only with the options of this command
-        chosen = " ".join(other for other in others if any(_sets(other, group) for group in groups))
         return (
-            f"there is no setting {key} with all of {chosen}: leave it out, or give the options "
-            "that have it in a command of their own"
+            f"there is no setting {key} with all of {' '.join(choices)}: leave it out, or give the "
+            "options that have it in a command of their own"
         )
     if same_ending := [name for name in known if name.endswith(f".{key}")]:  # optimizer.lr for lr
         nearest = min(same_ending, key=lambda name: name.count("."))

@@ -53,6 +53,13 @@ def test_same_source_compares_descriptions(
     assert same_source({**manifest, **other}, {**manifest, **one}) is same
 
 
+@pytest.mark.parametrize("path", [5, "a\0b", None], ids=repr)
+def test_same_source_compares_what_is_no_path(path: Any) -> None:
+    manifest = {"reader": "manifest", "path": path}
+    assert same_source(manifest, manifest)
+    assert not same_source(manifest, {"reader": "manifest", "path": "/movies.csv"})
+
+
 def test_same_source_ignores_where_demo_movies_were_generated() -> None:
     assert same_source({"reader": "demo", "root": "/an/earlier/cache"}, {"reader": "demo"})
 

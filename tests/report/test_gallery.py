@@ -146,6 +146,14 @@ def test_a_card_uses_the_stacking_of_the_movies_fold(
         assert card.logit == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_card_of_a_fold_has_no_words_of_all_members(three_branches: Any):
+    case = three_branches
+    folds = torch.arange(len(case.scores.rows)) % 2
+    for scores, has_words in ((case.scores, True), (replace(case.scores, folds=folds), False)):
+        card = make_card(case.model, case.data, scores, Pick(0, 1))
+        assert any(branch.words for branch in card.branches) is has_words
+
+
 @pytest.mark.parametrize("fixture_name", ["two_branches", "three_branches"])
 def test_a_card_explains_the_score_it_shows(fixture_name: str, request: pytest.FixtureRequest):
     case = request.getfixturevalue(fixture_name)
