@@ -314,8 +314,8 @@ class MovieDataModule(pl.LightningDataModule):
         problem = f"looks at the column {branch_input.column!r}, which no movie of {searched} has"
         if is_training and branch_input.of != "poster":
             raise DataError(
-                f"the branch {branch} {problem}; there are {', '.join(movies.columns())}. If one of "
-                f"these holds it, rename it to {branch_input.column} in its CSV file; else add the "
+                f"the branch {branch} {problem}; there are {', '.join(movies.columns())}. If one "
+                f"of them holds it, rename it to {branch_input.column} in its CSV; else add the "
                 "column with data.columns=FILE.csv, or choose a model without this branch"
             )
         self.empty_branches[branch] = (
