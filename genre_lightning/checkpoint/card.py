@@ -247,6 +247,9 @@ def _check_values(card: Mapping[str, Any]) -> None:
         raise CheckpointError("its data is not described by names and numbers")
     if not isinstance(card.get("learnt_from"), str | None):  # missing in older files
         raise CheckpointError("the movies that it has learnt from are not named by a key")
+    movies = card.get("learnt_movies", torch.zeros(0, dtype=torch.int64))  # likewise
+    if not isinstance(movies, Tensor) or movies.dtype != torch.int64 or movies.ndim != 1:
+        raise CheckpointError("the movies that it has learnt from are not a vector of hashes")
     content = card.get("content", {})  # likewise
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content.values()):
         raise CheckpointError("what its branches have read is not named by keys")

@@ -37,6 +37,7 @@ class TrainedModel:
         shows: the columns that the model reads and what they hold, if its inputs don't say so.
         threshold_fit: how the thresholds were fitted, as arguments of ``fit_thresholds``.
         learnt_from: ``MovieDataModule.learnt_from`` in training; None if the file doesn't say.
+        learnt_movies: ``MovieDataModule.learnt_movies`` in training; likewise.
     """
 
     network: Fusion
@@ -49,6 +50,7 @@ class TrainedModel:
     shows: dict[str, str] | None = None
     threshold_fit: dict[str, Any] = field(default_factory=dict)
     learnt_from: str | None = None
+    learnt_movies: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -103,4 +105,6 @@ def rebuild(checkpoint: Mapping[str, Any], device: torch.device | str = "cpu") -
         data=dict(card["data"]),
         threshold_fit=dict(card.get("threshold_fit", {})),
         learnt_from=card.get("learnt_from"),
+        # A copy, since the file may be replaced.
+        learnt_movies=card["learnt_movies"].clone() if "learnt_movies" in card else None,
     )

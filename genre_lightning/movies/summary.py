@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -153,6 +154,18 @@ def duplicate_movie_notes(movies: Sequence[Movie], splits: Mapping[str, np.ndarr
 
 def _movie_key(movie: Movie) -> tuple[str, frozenset[str]]:
     return " ".join(movie.title.casefold().split()), frozenset(movie.genres)
+
+
+def movie_hashes(movies: Iterable[Movie]) -> np.ndarray:
+    """(N,) int64: a hash of each movie's title and genres, by which movies are compared.
+
+    Case and spaces in titles, and the order of genres, do not count.
+    """
+    digests = []
+    for title, genres in map(_movie_key, movies):
+        text = repr((title, sorted(genres))).encode("utf-8", "surrogatepass")
+        digests.append(hashlib.blake2b(text, digest_size=8).digest())
+    return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)
 
 
 def dataset_table(

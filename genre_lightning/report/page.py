@@ -13,6 +13,7 @@ import numpy as np
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.data.description import same_source
+from genre_lightning.data.leakage import num_learnt_movies
 from genre_lightning.explain.table import find_explainer
 from genre_lightning.movies.split_names import SPLIT_WORDS
 from genre_lightning.page.document import render_page
@@ -178,6 +179,11 @@ def _warning(model: TrainedModel, data: MovieDataModule, split: str) -> str:
             "The thresholds, and the best epoch, are chosen on the validation split in training. "
             "Where these are the same movies, as they are unless other data was named, the numbers "
             "flatter the model; the test split gives fair ones."
+        )
+    if count := num_learnt_movies(data, split, model.learnt_from, model.learnt_movies):
+        return (
+            f"The model was trained on {counted(count, 'movie')} of this split, by title and "
+            "genres: these numbers flatter it."
         )
     trained_on_same_movies = model.learnt_from in (None, data.learnt_from)
     if not trained_on_same_movies or not same_source(data.source(), model.data):
