@@ -38,6 +38,8 @@ class TrainedModel:
         threshold_fit: how the thresholds were fitted, as arguments of ``fit_thresholds``.
         learnt_from: ``MovieDataModule.learnt_from`` in training; None if the file doesn't say.
         learnt_movies: ``MovieDataModule.learnt_movies`` in training; likewise.
+        member: the member whose scores are explained, that of a movie's fold in validation by
+            folds; None for the mean of all members, as in prediction.
     """
 
     network: Fusion
@@ -51,6 +53,7 @@ class TrainedModel:
     threshold_fit: dict[str, Any] = field(default_factory=dict)
     learnt_from: str | None = None
     learnt_movies: Tensor | None = None
+    member: int | None = None
 
     @property
     def device(self) -> torch.device:

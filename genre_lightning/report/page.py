@@ -122,17 +122,15 @@ def render_report(
         max_panels=MAX_PANELS,
         max_paired_genres=MAX_PAIRED_GENRES,
         gallery=make_gallery(model, data, scores, gallery, remarks) if gallery else None,
-        methods=_methods(model, list(model.inputs) if gallery else [], scores.folds is not None),
+        methods=_methods(model, list(model.inputs) if gallery else []),
     )
 
 
-def _methods(model: TrainedModel, branches: Sequence[str], by_folds: bool) -> dict[str, list[str]]:
+def _methods(model: TrainedModel, branches: Sequence[str]) -> dict[str, list[str]]:
     """Methods that explain these branches, by their kind of output: "words" or "heat map"."""
     methods: dict[str, list[str]] = {"words": [], "heat map": []}
     for explainer in (find_explainer(model, branch) for branch in branches):
-        if explainer is None or (by_folds and explainer.gives == "words"):  # see make_gallery
-            continue
-        if explainer.method not in methods[explainer.gives]:
+        if explainer is not None and explainer.method not in methods[explainer.gives]:
             methods[explainer.gives].append(explainer.method)
     return methods
 
