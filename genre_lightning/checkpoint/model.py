@@ -52,7 +52,7 @@ class TrainedModel:
     shows: dict[str, str] | None = None
     threshold_fit: dict[str, Any] = field(default_factory=dict)
     learnt_from: str | None = None
-    learnt_movies: Tensor | None = None
+    learnt_movies: str | None = None
     member: int | None = None
 
     @property
@@ -108,6 +108,5 @@ def rebuild(checkpoint: Mapping[str, Any], device: torch.device | str = "cpu") -
         data=dict(card["data"]),
         threshold_fit=dict(card.get("threshold_fit", {})),
         learnt_from=card.get("learnt_from"),
-        # A copy, since the file may be replaced.
-        learnt_movies=card["learnt_movies"].clone() if "learnt_movies" in card else None,
+        learnt_movies=card.get("learnt_movies"),
     )

@@ -401,10 +401,10 @@ class MovieDataModule(pl.LightningDataModule):
         ids, titles = [movie.id for movie in movies], [movie.title for movie in movies]
         return content_key("learnt from", ids, titles, self.labels[rows])
 
-    def learnt_movies(self) -> Tensor:
-        """(M,) int64: distinct ``movie_hashes`` of the train and validation movies, ascending."""
+    def learnt_movies(self) -> str:
+        """The distinct ``movie_hashes`` of the train and validation movies, 16 hex digits each."""
         _, movies = self._learnt_rows()
-        return torch.from_numpy(np.unique(movie_hashes(movies)))
+        return np.unique(movie_hashes(movies)).tobytes().hex()
 
     def _learnt_rows(self) -> tuple[np.ndarray, list[Movie]]:
         rows = np.union1d(self.splits["train"], self.splits["val"])

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from genre_lightning.data.datamodule import SPLIT_SETTINGS, VAL_SETTINGS, MovieDataModule
 from genre_lightning.data.description import same_source
@@ -15,7 +14,7 @@ from genre_lightning.movies.summary import MIN_DUPLICATE_SHARE, movie_hashes
 
 
 def num_learnt_movies(
-    data: MovieDataModule, split: str, learnt_from: str | None, learnt_movies: Tensor | None
+    data: MovieDataModule, split: str, learnt_from: str | None, learnt_movies: str | None
 ) -> int:
     """How many movies of a split have the title and genres of one that a model has learnt from.
 
@@ -26,7 +25,8 @@ def num_learnt_movies(
         return 0
     rows = data.splits[split]
     hashes = movie_hashes(data.movie_set.movies[row] for row in rows)
-    count = int(np.isin(hashes, learnt_movies.numpy()).sum())
+    learnt_hashes = np.frombuffer(bytes.fromhex(learnt_movies), dtype=hashes.dtype)
+    count = int(np.isin(hashes, learnt_hashes).sum())
     return count if count >= MIN_DUPLICATE_SHARE * len(rows) else 0
 
 
@@ -35,7 +35,7 @@ def contains_training_movies(
     split: str,
     trained_on: Mapping[str, Any],
     learnt_from: str | None,
-    learnt_movies: Tensor | None = None,
+    learnt_movies: str | None = None,
 ) -> bool:
     """Whether a split is drawn from movies that a model was trained on, but not as in its training.
 
@@ -66,7 +66,7 @@ def changed_data_notes(
     split: str,
     trained_on: Mapping[str, Any],
     learnt_from: str | None,
-    learnt_movies: Tensor | None = None,
+    learnt_movies: str | None = None,
 ) -> list[str]:
     """A sentence if the score is not, or may not be, one on new movies; none otherwise.
 

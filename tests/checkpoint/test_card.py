@@ -362,13 +362,12 @@ BAD_VALUES: dict[str, tuple[Change, str]] = {
     "genre with a terminal escape": (card("genres", 0, value="\x1b[2J"), "genres"),
     "genre is a lone surrogate": (card("genres", 0, value="\ud800"), "not text"),
     "genre missing": (card("genres", value=["A"]), "threshold"),
-    "learnt movies of another type": (
-        card("learnt_movies", value=torch.zeros(2)), "the movies that it has learnt from",
+    "learnt movies in a list": (
+        card("learnt_movies", value=[1, 2]), "the movies that it has learnt from",
     ),
-    "learnt movies in a table": (
-        card("learnt_movies", value=torch.zeros(2, 2).long()), "the movies that it has learnt from",
+    "a learnt movie cut off": (
+        card("learnt_movies", value="0" * 31), "the movies that it has learnt from",
     ),
-    "learnt movies missing": (card("learnt_movies", value=None), "the movies that it has learnt"),
     "threshold nan": (card("thresholds", 0, value=float("nan")), "threshold"),
     "threshold inf": (card("thresholds", 0, value=float("inf")), "threshold"),
     "threshold below 0": (card("thresholds", 0, value=-0.1), "threshold"),

@@ -732,7 +732,7 @@ def test_named_movies_of_training_are_counted(
     scored = make_data(path, tmp_path / "cache", trained.inputs, genres=trained.genres)
     scored.setup()
     learnt_movies = trained.learnt_movies()
-    assert len(learnt_movies) == 15
+    assert len(learnt_movies) == 15 * 16
     notes = changed_data_notes(
         scored, "test", {"reader": "elsewhere"}, trained.learnt_from, learnt_movies
     )
