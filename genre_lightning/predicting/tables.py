@@ -132,7 +132,8 @@ class MovieRows:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise CommandError(
-                    f"{self.name}:{number}: this line is not UTF-8 ({error.reason})"
+                    f"{self.name}:{number}: this line is not UTF-8 ({error.reason}); save the "
+                    "file as UTF-8"
                 ) from error
             if "\0" in text:
                 raise CommandError(

@@ -456,7 +456,7 @@ def test_a_url_in_a_csv_is_reported_unchanged(tiny_checkpoint: Path, tmp_path: P
         (b"title,PREDICTED\nHeat,1\n", "it has a column 'predicted', which the output adds"),
         (b"title,id\nHeat\n", r"in\.csv:2: 1 values for 2 columns"),
         (b"title,id\nHeat,1,2\n", r"in\.csv:2: 3 values for 2 columns"),
-        (b"title\nL\xe9on\n", r"in\.csv:2: this line is not UTF-8"),
+        (b"title\nL\xe9on\n", r"in\.csv:2: this line is not UTF-8 \(.*\); save the file as UTF-8"),
         ("title\nHeat\n".encode("utf-16"), r"in\.csv is in UTF-16: save it as CSV in UTF-8"),
         (b'title\n"Heat\n', r"in\.csv:2: a quote is opened here and not closed"),
         (b"title,poster\nHeat,a\0b.jpg\n", r"in\.csv:2: this line has a NUL byte"),
