@@ -79,17 +79,17 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     data.setup()
     if not len(data.splits[cfg.split]):
         raise UserError(f"split={cfg.split}: no movie of the dataset is in it")
-    notes = changed_data_notes(data, cfg.split, model.data, model.learnt_from)
+    training_data = (model.data, model.learnt_from, model.learnt_movies)
+    notes = [*data.movie_set.notes, *changed_data_notes(data, cfg.split, *training_data)]
     scores = score_split(model, data, cfg.split, device, cfg.batch_size)
     metrics = write_evaluation(folder, model, data, scores)
     validation = scores if cfg.split == "val" else None
     if validation is None and len(model.inputs) > 1 and len(data.splits["val"]):
         # Validation scores are needed to compare the branches fairly.
-        if contains_training_movies(data, "val", model.data, model.learnt_from):
+        if contains_training_movies(data, "val", *training_data):
             notes.append(
-                "the report does not compare the branches: val is drawn with other settings than "
-                "in training, and contains movies that the model was trained on; split=val shows "
-                "which settings to give"
+                "the report does not compare the branches: val is not drawn as in training, and "
+                "contains movies that the model was trained on; split=val says what to do"
             )
         else:
             validation = score_split(model, data, "val", device, cfg.batch_size)

@@ -202,6 +202,32 @@ def test_test_split_with_movies_of_training_is_refused(
     assert evaluate_here(described)["num_movies"] == 6
 
 
+def test_a_score_on_named_movies_of_training_is_marked(
+    trained_run: Path, evaluate_here: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model(best(trained_run))
+    data = MovieDataModule.from_description(
+        model.data, cache_dir=tmp_path / "cache", inputs=model.inputs
+    )
+    data.setup()
+    path = tmp_path / "copy.csv"
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["title", "genres", "split"])
+        for movie in data.movie_set.movies:
+            rows.writerow([movie.title, "|".join(movie.genres), "test"])
+        rows.writerow(["Without Genres", "", "test"])
+    metrics = evaluate_here(best(trained_run), "data=manifest", f"data.path={path}")
+    learnt = len(data.splits["train"]) + len(data.splits["val"])
+    assert metrics["num_learnt_movies"] == learnt
+    assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text("utf-8")) == metrics
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"note: {learnt} of the 120 movies of test have the title and genres" in output
+    assert "note: copy.csv:122, column genres: empty, so the movie is left out" in output
+    report = (tmp_path / "evaluation" / "report.html").read_text("utf-8")
+    assert f"The model was trained on {learnt} movies of this split" in report
+
+
 def test_branches_are_not_compared_on_movies_of_training(
     trained_run: Path, evaluate_here: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -355,8 +355,10 @@ def unanswered_line(movies: MovieSet, split: str, rows: np.ndarray, answers: Ans
     if not failed:
         return None
     reasons = [f"{movies.movies[row].id} ({answers.failed[row]})" for row in failed]
+    # Movies of train are not scored; their answers are only stored, for the branch `answers`.
+    effect = "are not in answers.npz" if split == "train" else "count as wrong"
     return (
-        f"{split}: {len(failed):,} of {len(rows):,} movies have no answer and count as wrong: "
+        f"{split}: {len(failed):,} of {len(rows):,} movies have no answer and {effect}: "
         f"{first_few(reasons, MAX_NAMED_MOVIES, '; ')}"
     )
 

@@ -9,6 +9,7 @@ the file don't account for, and either returns a checkpoint or raises :class:`Ch
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,9 @@ def _check_values(card: Mapping[str, Any]) -> None:
         raise CheckpointError("its data is not described by names and numbers")
     if not isinstance(card.get("learnt_from"), str | None):  # missing in older files
         raise CheckpointError("the movies that it has learnt from are not named by a key")
+    movies = card.get("learnt_movies", "")  # likewise
+    if not isinstance(movies, str) or not re.fullmatch("([0-9a-f]{16})*", movies):
+        raise CheckpointError("the movies that it has learnt from are not listed by hashes")
     content = card.get("content", {})  # likewise
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content.values()):
         raise CheckpointError("what its branches have read is not named by keys")

@@ -37,6 +37,9 @@ class TrainedModel:
         shows: the columns that the model reads and what they hold, if its inputs don't say so.
         threshold_fit: how the thresholds were fitted, as arguments of ``fit_thresholds``.
         learnt_from: ``MovieDataModule.learnt_from`` in training; None if the file doesn't say.
+        learnt_movies: ``MovieDataModule.learnt_movies`` in training; likewise.
+        member: the member whose scores are explained, that of a movie's fold in validation by
+            folds; None for the mean of all members, as in prediction.
     """
 
     network: Fusion
@@ -49,6 +52,8 @@ class TrainedModel:
     shows: dict[str, str] | None = None
     threshold_fit: dict[str, Any] = field(default_factory=dict)
     learnt_from: str | None = None
+    learnt_movies: str | None = None
+    member: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -103,4 +108,5 @@ def rebuild(checkpoint: Mapping[str, Any], device: torch.device | str = "cpu") -
         data=dict(card["data"]),
         threshold_fit=dict(card.get("threshold_fit", {})),
         learnt_from=card.get("learnt_from"),
+        learnt_movies=card.get("learnt_movies"),
     )

@@ -55,7 +55,8 @@ def check_resumable(
     if other_movies and not any(name.startswith("data.") for name in changed):
         raise CheckpointError(
             f"{path}: its movies of train and validation are not those of this run, by id, title, "
-            "genres and order; resume with the data it was trained with, or start anew without "
+            "genres and order (in a CSV without a column id, the row is the id, so sorting it "
+            "changes ids); resume with the data it was trained with, or start anew without "
             "ckpt_path"
         )
     _check_same_model(path, card, inputs, network)

@@ -30,9 +30,9 @@ from genre_lightning.inputs.part import JoinedPart, Part
 from genre_lightning.inputs.poster_cache import to_device
 from genre_lightning.inputs.table import state_to_text
 from genre_lightning.movies.columns import join_columns
-from genre_lightning.movies.movie import DataError, MovieSet, PosterFile, encode_genres
+from genre_lightning.movies.movie import DataError, Movie, MovieSet, PosterFile, encode_genres
 from genre_lightning.movies.readers import read_movies
-from genre_lightning.movies.summary import column_states
+from genre_lightning.movies.summary import column_states, movie_hashes
 from genre_lightning.store import DEFAULT_CACHE_DIR, content_key
 
 #: Maximum number of batches that are gathered and prepared at once, as one group.
@@ -398,10 +398,18 @@ class MovieDataModule(pl.LightningDataModule):
     @cached_property
     def learnt_from(self) -> str:
         """A hash of the ids, titles and genres of the train and validation movies."""
-        rows = np.union1d(self.splits["train"], self.splits["val"])
-        movies = [self.movie_set.movies[row] for row in rows]
+        rows, movies = self._learnt_rows()
         ids, titles = [movie.id for movie in movies], [movie.title for movie in movies]
         return content_key("learnt from", ids, titles, self.labels[rows])
+
+    def learnt_movies(self) -> str:
+        """The distinct ``movie_hashes`` of the train and validation movies, 16 hex digits each."""
+        _, movies = self._learnt_rows()
+        return np.unique(movie_hashes(movies)).tobytes().hex()
+
+    def _learnt_rows(self) -> tuple[np.ndarray, list[Movie]]:
+        rows = np.union1d(self.splits["train"], self.splits["val"])
+        return rows, [self.movie_set.movies[row] for row in rows]
 
     def content(self) -> dict[str, str]:
         """A hash of each branch's column over the train and validation movies, by branch.
@@ -436,6 +444,7 @@ class MovieDataModule(pl.LightningDataModule):
                 name: state_to_text(branch_input) for name, branch_input in self.inputs.items()
             },
             "learnt_from": self.learnt_from,
+            "learnt_movies": self.learnt_movies(),
             "content": self.content(),
             "data": self.source(),
         }

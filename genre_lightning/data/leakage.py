@@ -5,15 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from genre_lightning.data.datamodule import SPLIT_SETTINGS, VAL_SETTINGS, MovieDataModule
 from genre_lightning.data.description import same_source
 from genre_lightning.movies.movie import DataError
+from genre_lightning.movies.summary import MIN_DUPLICATE_SHARE, movie_hashes
+
+
+def num_learnt_movies(
+    data: MovieDataModule, split: str, learnt_from: str | None, learnt_movies: str | None
+) -> int:
+    """How many movies of a split have the title and genres of one that a model has learnt from.
+
+    0 if the data is that of its training, or the checkpoint does not say; and for a share below
+    ``MIN_DUPLICATE_SHARE``. The arguments are those of :func:`contains_training_movies`.
+    """
+    if learnt_movies is None or learnt_from == data.learnt_from:
+        return 0
+    rows = data.splits[split]
+    hashes = movie_hashes(data.movie_set.movies[row] for row in rows)
+    learnt_hashes = np.frombuffer(bytes.fromhex(learnt_movies), dtype=hashes.dtype)
+    count = int(np.isin(hashes, learnt_hashes).sum())
+    return count if count >= MIN_DUPLICATE_SHARE * len(rows) else 0
 
 
 def contains_training_movies(
-    data: MovieDataModule, split: str, trained_on: Mapping[str, Any], learnt_from: str | None
+    data: MovieDataModule,
+    split: str,
+    trained_on: Mapping[str, Any],
+    learnt_from: str | None,
+    learnt_movies: str | None = None,
 ) -> bool:
-    """Whether a split is drawn from a model's training dataset, but not as in its training.
+    """Whether a split is drawn from movies that a model was trained on, but not as in its training.
 
     Such a split holds movies that the model has learnt from, so its score would be too good.
 
@@ -22,22 +46,29 @@ def contains_training_movies(
         split: name of the split.
         trained_on: ``data`` of ``MovieDataModule.describe``, from the model's checkpoint.
         learnt_from: ``MovieDataModule.learnt_from`` of that training; None if unknown.
+        learnt_movies: its ``MovieDataModule.learnt_movies``; None if unknown.
     """
     if learnt_from is None or not data.is_drawn(split):
         return False
     source = data.source()
     if learnt_from != data.learnt_from:
         # Further columns don't decide which movies there are.
-        return same_source(source, trained_on, ignore=(*SPLIT_SETTINGS, "columns"))
+        if same_source(source, trained_on, ignore=(*SPLIT_SETTINGS, "columns")):
+            return True
+        return num_learnt_movies(data, split, learnt_from, learnt_movies) > 0
     return split == "val" and any(
         trained_on.get(name, source[name]) != source[name] for name in VAL_SETTINGS
     )
 
 
 def changed_data_notes(
-    data: MovieDataModule, split: str, trained_on: Mapping[str, Any], learnt_from: str | None
+    data: MovieDataModule,
+    split: str,
+    trained_on: Mapping[str, Any],
+    learnt_from: str | None,
+    learnt_movies: str | None = None,
 ) -> list[str]:
-    """A sentence if a model was trained on other movies from the same place; none otherwise.
+    """A sentence if the score is not, or may not be, one on new movies; none otherwise.
 
     Takes the arguments of :func:`contains_training_movies`.
 
@@ -46,7 +77,7 @@ def changed_data_notes(
     """
     source = data.source()
     location = source.get("path", source.get("root"))
-    if contains_training_movies(data, split, trained_on, learnt_from):
+    if contains_training_movies(data, split, trained_on, learnt_from, learnt_movies):
         settings = " ".join(
             f"data.{name}={trained_on[name]!r:.30}" for name in SPLIT_SETTINGS if name in trained_on
         )
@@ -64,6 +95,11 @@ def changed_data_notes(
         )
         if num_movies != num_trained:
             return _demo_notes(split, num_movies, num_trained)
+    if count := num_learnt_movies(data, split, learnt_from, learnt_movies):
+        return [
+            f"{count:,} of the {len(data.splits[split]):,} movies of {split} have the title and "
+            "genres of a movie that the checkpoint has learnt from: the score is too good"
+        ]
     if not same_source(source, trained_on, ignore=SPLIT_SETTINGS):
         return []
     return [

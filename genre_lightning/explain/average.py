@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from genre_lightning.checkpoint.model import TrainedModel
-from genre_lightning.explain.explainer import float64
+from genre_lightning.explain.explainer import float64, member_arguments
 from genre_lightning.models.embedding_head import EmbeddingHead
 
 
@@ -30,4 +30,6 @@ def average_logits(model: TrainedModel, branch: str) -> np.ndarray | None:
     if not isinstance(network, EmbeddingHead):
         raise TypeError(f"branch {branch} is no EmbeddingHead")
     average = average_vector(network)
-    return None if average is None else float64(network(average[None]).float()[0])
+    if average is None:
+        return None
+    return float64(network(average[None], **member_arguments(model, branch, 1)).float()[0])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.explain.average import average_logits, average_vector
-from genre_lightning.explain.explainer import Explainer, ImageExplanation
+from genre_lightning.explain.explainer import Explainer, ImageExplanation, member_arguments
 from genre_lightning.explain.heat import check_genres, scale_heat
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.encoders.images import ImageEncoder
@@ -97,7 +97,7 @@ def evidence(
         widths = [pooled.shape[1], *(stage.shape[1] for stage in stages)]
         average = average_vector(network)
         reference = torch.zeros_like(vector[0]) if average is None else average.to(vector.device)
-        logits = network(vector.to(model.device))[0]
+        logits = network(vector.to(model.device), **member_arguments(model, branch, 1))[0]
         for row, genre in enumerate(genres):
             map_gradient, gradient = torch.autograd.grad(
                 logits[genre], [last, vector], retain_graph=True

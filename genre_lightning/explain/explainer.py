@@ -9,13 +9,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.explain.heat import check_genres
 from genre_lightning.inputs.encode import encode_items, read_column
 from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.part import Part
+from genre_lightning.models.fusion import num_members
+from genre_lightning.models.members import networks_of
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,22 @@ def encode_one(model: TrainedModel, branch: str, item: Any) -> Part:
 
 @torch.inference_mode()
 def branch_logits(model: TrainedModel, branch: str, part: Part) -> np.ndarray:
-    """(P, G) float64 logits of one branch for a prepared part."""
-    return float64(model.network.branches[branch](**part.numbers).float())
+    """(P, G) float64 logits of one branch for a prepared part, by ``model.member`` if it is set."""
+    arguments = member_arguments(model, branch, len(part))
+    return float64(model.network.branches[branch](**part.numbers, **arguments).float())
+
+
+def member_arguments(model: TrainedModel, branch: str, num_rows: int) -> dict[str, Tensor]:
+    """Arguments with which a branch scores rows by ``model.member`` alone, if that is set."""
+    if model.member is None or num_members(model.network.branches[branch]) == 1:
+        return {}
+    return {"folds": torch.full((num_rows,), model.member, device=model.device)}
+
+
+def explained_networks(model: TrainedModel, branch: str) -> list[nn.Module]:
+    """The networks of a branch whose mean is explained: all, or that of ``model.member`` alone."""
+    networks = networks_of(model.network.branches[branch])
+    return networks if model.member is None or len(networks) == 1 else [networks[model.member]]
 
 
 def float64(values: Tensor) -> np.ndarray:

@@ -14,11 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from genre_lightning.checkpoint.model import TrainedModel
-from genre_lightning.explain.explainer import Explainer, ImageExplanation, encode_one
+from genre_lightning.explain.explainer import (
+    Explainer,
+    ImageExplanation,
+    encode_one,
+    explained_networks,
+)
 from genre_lightning.explain.heat import check_genres, scale_heat
 from genre_lightning.inputs.encoders.feature_map import compute_feature_map, pool_feature_map
 from genre_lightning.inputs.input import Value
-from genre_lightning.models.members import networks_of
 from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.models.poster_resnet import PosterResNet
 
@@ -49,7 +53,7 @@ class GradCamExplainer(Explainer):
         self, model: TrainedModel, branch: str, value: Value, budget: int | None = None
     ) -> ImageExplanation:
         pixels = model.inputs[branch].read(value)
-        networks = networks_of(model.network.branches[branch])
+        networks = explained_networks(model, branch)
 
         def heat_maps(genres: Sequence[int]) -> np.ndarray:
             # Prepared inside this block: tensors made in inference mode can't have gradients.

@@ -85,15 +85,12 @@ def split_encoded(model: TrainedModel, parts: Mapping[str, Part]) -> ScoreParts:
     )
 
 
-def split_logits(
-    model: TrainedModel, logits: Mapping[str, np.ndarray | None], fold: int | None = None
-) -> ScoreParts:
+def split_logits(model: TrainedModel, logits: Mapping[str, np.ndarray | None]) -> ScoreParts:
     """Split the logits of one movie, given the logits of its branches.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; its ``member`` is the one that scored the movie.
         logits: by branch, (G,) of one movie; None if the column is absent.
-        fold: of the movie, if the member of this fold scored it; None otherwise.
     """
     bias = float64(model.network.prior)
     parts, summands = {}, {}
@@ -103,7 +100,7 @@ def split_logits(
         summands[branch] = parts[branch] if own_logits is None else own_logits
         if own_logits is None:
             continue
-        weights = branch_weights(model, branch, fold)
+        weights = branch_weights(model, branch)
         explainer = find_explainer(model, branch)
         baseline = None if explainer is None else explainer.baseline(model, branch)
         parts[branch] = weights * own_logits
@@ -116,7 +113,7 @@ def split_logits(
         branch: torch.from_numpy(own_logits)[None].float().to(model.device)
         for branch, own_logits in summands.items()
     }
-    folds = None if fold is None else torch.tensor([fold], device=model.device)
+    folds = None if model.member is None else torch.tensor([model.member], device=model.device)
     final = float64(model.network.final_logits(rows, folds)[0])
     return ScoreParts(bias, parts, final - ScoreParts(bias, parts).logits)
 

@@ -98,15 +98,9 @@ def explain_branch(
     )
 
 
-def branch_weights(model: TrainedModel, branch: str, fold: int | None = None) -> np.ndarray:
-    """(G,) float64 stacking weights of a branch's logits; ones for a model without stacking.
-
-    Args:
-        model: of the branch.
-        branch: name of the branch.
-        fold: of a movie in validation by folds; None in prediction.
-    """
+def branch_weights(model: TrainedModel, branch: str) -> np.ndarray:
+    """(G,) float64 stacking weights of a branch's logits; ones for a model without stacking."""
     if model.network.stacking is None:
         return np.ones(len(model.genres))
     weights = model.network.stacking.branches[branch]
-    return float64(weights.mean(dim=0) if fold is None else weights[fold])
+    return float64(weights.mean(dim=0) if model.member is None else weights[model.member])

@@ -20,6 +20,7 @@ from genre_lightning.explain.explainer import (
     TextPart,
     branch_logits,
     encode_one,
+    explained_networks,
     float64,
 )
 from genre_lightning.inputs.input import Value
@@ -27,7 +28,6 @@ from genre_lightning.inputs.poster_text import text_input
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.titles import normalise_title
 from genre_lightning.inputs.vectorizer import ITEM_SEPARATOR, TermVectorizer
-from genre_lightning.models.members import networks_of
 from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
 
@@ -84,7 +84,9 @@ def term_contributions(
     columns, weights = part.numbers["indices"], part.numbers["weights"]
     with torch.inference_mode():
         # The networks' logits are averaged, and so are the contributions.
-        per_network = [_contributions(network, columns, weights) for network in networks]
+        per_network = [
+            _contributions(network, columns, weights, model.member) for network in networks
+        ]
     contributions = np.mean(per_network, axis=0)
     logits = branch_logits(model, branch, part)[0]
     total = logits - branch_logits(model, branch, encode_one(model, branch, ""))[0]
@@ -102,7 +104,7 @@ def _terms_branch(
 ) -> tuple[TermsInput, list[TermsMLP | TermsLinear]]:
     """The input of a branch, and the networks whose logits it averages."""
     branch_input = text_input(model.inputs[branch])
-    networks = networks_of(model.network.branches[branch])
+    networks = explained_networks(model, branch)
     supported = [network for network in networks if isinstance(network, (TermsMLP, TermsLinear))]
     if not isinstance(branch_input, TermsInput) or len(supported) < len(networks):
         raise TypeError(f"branch {branch} is neither a TermsMLP nor a TermsLinear on terms")
@@ -110,14 +112,22 @@ def _terms_branch(
 
 
 def _contributions(
-    network: TermsMLP | TermsLinear, columns: torch.Tensor, weights: torch.Tensor
+    network: TermsMLP | TermsLinear,
+    columns: torch.Tensor,
+    weights: torch.Tensor,
+    member: int | None,
 ) -> np.ndarray:
-    """(T, G) float64 contributions of T columns to the logits of one network."""
+    """(T, G) float64 contributions of T columns to the logits of one network.
+
+    ``member`` is that of ``TrainedModel``.
+    """
     if isinstance(network, TermsMLP):
         return _integrated_gradients(network, columns, weights)
     rows = network.embed.weight[columns].double()
     members = rows.view(len(columns), network.members, network.num_genres)
-    return float64(weights.double()[:, None] * members.mean(dim=1))
+    is_mean = member is None or network.members == 1
+    coefficients = members.mean(dim=1) if is_mean else members[:, member]
+    return float64(weights.double()[:, None] * coefficients)
 
 
 def _integrated_gradients(

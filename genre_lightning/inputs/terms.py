@@ -18,7 +18,7 @@ from genre_lightning.inputs.vectorizer import SparseRows, TermVectorizer
 from genre_lightning.store import content_key, save_array, stored_folder
 
 #: Part of the key of stored features: raise it when their computation changes.
-FEATURES_VERSION = 2
+FEATURES_VERSION = 3
 
 
 @final

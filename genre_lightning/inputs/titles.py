@@ -33,10 +33,10 @@ class _Characters(dict[int, str]):
     def __missing__(self, code: int) -> str:
         character = chr(code)
         category = unicodedata.category(character)
-        if category[0] in "LNM":
-            result = character
-        elif character in "'’‘`´ʹ." or category == "Cf":
+        if character in "'’‘`ʹ." or category == "Cf":
             result = ""
+        elif category[0] in "LNM":
+            result = character
         else:
             result = " "
         self[code] = result
@@ -58,7 +58,8 @@ def normalise_title(title: str) -> tuple[str, int | None]:
     Returns: the words joined by single spaces, possibly ""; the year, or None if there is none.
     """
     if not title.isascii():
-        title = unicodedata.normalize("NFKC", title)
+        # NFKC would split an acute accent that stands for an apostrophe into a space and a mark.
+        title = unicodedata.normalize("NFKC", title.replace("´", "'"))
     year = None
     match = _match_last_year(title)
     if match is not None:

@@ -242,13 +242,19 @@ def check_movies(movie_set: MovieSet) -> None:
         if not movie.id.strip():
             raise DataError(f"{movie.where}, column id: empty")
         if movie.id in first_with:
+            repeated = len(movie_set.movies) - len({each.id for each in movie_set.movies})
             raise DataError(
                 f"{movie.where}, column id: {movie.id!r} is already the id at "
-                f"{first_with[movie.id]}"
+                f"{first_with[movie.id]}{_first_of(repeated)}; give each movie its own id, or "
+                "remove the row"
             )
         first_with[movie.id] = movie.where
         if not movie.title.strip():
-            raise DataError(f"{movie.where}, column title: empty")
+            untitled = sum(not each.title.strip() for each in movie_set.movies)
+            raise DataError(
+                f"{movie.where}, column title: empty{_first_of(untitled)}; give each movie a "
+                "title, or remove the row"
+            )
         for genre in movie.genres:
             if genre not in known:
                 raise _unknown_genre(movie, genre, genres)
@@ -257,6 +263,10 @@ def check_movies(movie_set: MovieSet) -> None:
                 f"{movie.where}, column split: {movie.split!r} is none of {', '.join(SPLITS)} "
                 "(or empty)"
             )
+
+
+def _first_of(count: int) -> str:
+    return f", the first of {count:,}" if count > 1 else ""
 
 
 def _unknown_genre(movie: Movie, genre: str, genres: Sequence[str]) -> DataError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +63,8 @@ def _has_value(movie: Movie, column: str) -> bool:
 def absent_posters(movies: Sequence[Movie]) -> list[str]:
     """The posters that the dataset names but that do not exist, as ``where: path``.
 
-    If none of several exists, only the first is listed: the folder is probably wrong.
+    If none of several exists, only the first is listed: the folder is probably wrong, or the paths
+    were written by Windows.
     """
     posters = [
         (f"{movie.where}: {poster.name}", poster.exists)
@@ -71,7 +74,11 @@ def absent_posters(movies: Sequence[Movie]) -> list[str]:
     ]
     missing = [name for name, exists in posters if not exists]
     if len(missing) == len(posters) > 1:
-        return [f"{missing[0]}, nor any other of the {len(posters):,} that the dataset names"]
+        is_windows = os.sep == "/" and "\\" in missing[0]
+        return [
+            f"{missing[0]}, nor any other of the {len(posters):,} that the dataset names"
+            f"{'; write the paths with / instead of backslashes' if is_windows else ''}"
+        ]
     return missing
 
 
@@ -153,6 +160,18 @@ def duplicate_movie_notes(movies: Sequence[Movie], splits: Mapping[str, np.ndarr
 
 def _movie_key(movie: Movie) -> tuple[str, frozenset[str]]:
     return " ".join(movie.title.casefold().split()), frozenset(movie.genres)
+
+
+def movie_hashes(movies: Iterable[Movie]) -> np.ndarray:
+    """(N,) little-endian int64: hashes of title and genres, by which movies are compared.
+
+    Case and spaces in titles, and the order of genres, do not count.
+    """
+    digests = []
+    for title, genres in map(_movie_key, movies):
+        text = repr((title, sorted(genres))).encode("utf-8", "surrogatepass")
+        digests.append(hashlib.blake2b(text, digest_size=8).digest())
+    return np.frombuffer(b"".join(digests), dtype="<i8")
 
 
 def dataset_table(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from genre_lightning.cells import unguard
 from genre_lightning.movies.movie import DataError
 from genre_lightning.wording import printable
+
+if TYPE_CHECKING:
+    from _csv import Reader as CsvReader
 
 #: Supported delimiters, and their names for messages.
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
@@ -48,7 +51,7 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
 
     The header shows whether commas, semicolons or tabs separate the cells. Quotes around a cell are
     removed, except in tab-separated files without quoting, such as IMDb's: see
-    :func:`_is_unquoted`.
+    :func:`is_unquoted`.
 
     Columns without a name, as spreadsheets and pandas write them, are left out.
 
@@ -62,15 +65,9 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
     """
     text = _read_text(path)
     file = path.name
-    # strict: an unclosed quote is an error, instead of one cell that swallows the rest of the file.
-    delimiter = delimiter_of(text.partition("\n")[0])
-    unquoted = delimiter == "\t" and _is_unquoted(text)
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=delimiter,
-        quoting=csv.QUOTE_NONE if unquoted else csv.QUOTE_MINIMAL,
-        strict=True,
-    )
+    delimiter = delimiter_of(next(split_lines(text), ""))
+    unquoted = delimiter == "\t" and is_unquoted(split_lines(text))
+    reader = csv_reader(split_lines(text), delimiter, unquoted=unquoted)
     number = 0
     columns: list[str] = []
     rows: list[Row] = []
@@ -105,7 +102,6 @@ _PROBLEMS = {
     "expected after": "a quoted cell goes on after its quote: double each quote in a quoted cell, "
     'and quote a title that begins with a quote as a whole: """Weird Al"" Story (2022)"',
     "field limit": f"a cell has more than {csv.field_size_limit():,} characters: shorten it",
-    "new-line character": "lines end in carriage returns alone: save it with other line endings",
 }
 
 
@@ -133,23 +129,45 @@ def csv_problem(error: csv.Error) -> str:
     )
 
 
+def split_lines(text: str) -> Iterator[str]:
+    """The lines of a text with their ends: a line feed, a carriage return, or both."""
+    return iter(io.StringIO(text, newline=""))
+
+
+def csv_reader(lines: Iterable[str], delimiter: str, *, unquoted: bool) -> CsvReader:
+    """A reader of the cells of each row; ``unquoted`` is that of :func:`is_unquoted`."""
+    # strict: an unclosed quote is an error, instead of one cell that swallows the rest of the file.
+    return csv.reader(
+        lines,
+        delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if unquoted else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
+
+
 #: An unquoted cell that begins with a quote, such as '"Weird Al" Story'. Programs that quote cells
 #: never write one.
-_BEGINS_WITH_QUOTE = re.compile(r'(?:^|\t)"[^"\t\r\n]*(?:"[^"\t\r\n]|[\r\n\t]|\Z)', re.MULTILINE)
+_BEGINS_WITH_QUOTE = re.compile(r'(?:^|\t)"[^"\t\r\n]*(?:"[^"\t\r\n]|[\r\n\t]|\Z)')
 #: A quoted cell with doubled quotes in it, as programs that quote cells write them.
-_QUOTED = re.compile(r'(?:^|\t)"(?:[^"\t\r\n]*"")+[^"\t\r\n]*"(?=[\t\r\n]|\Z)', re.MULTILINE)
+_QUOTED = re.compile(r'(?:^|\t)"(?:[^"\t\r\n]*"")+[^"\t\r\n]*"(?=[\t\r\n]|\Z)')
 
 
-def _is_unquoted(text: str) -> bool:
+def is_unquoted(lines: Iterable[str]) -> bool:
     """Whether quotes in a tab-separated table are part of its cells.
 
     True if at least one cell can only be unquoted, no cell is clearly quoted, and all rows have as
     many tabs as the header.
     """
-    if not _BEGINS_WITH_QUOTE.search(text) or _QUOTED.search(text):
-        return False
-    lines = [line for line in text.split("\n") if line.strip()]
-    return len({line.count("\t") for line in lines}) == 1
+    begins_with_quote = False
+    num_tabs = set()
+    for line in lines:
+        if '"' in line:
+            if _QUOTED.search(line):
+                return False
+            begins_with_quote = begins_with_quote or bool(_BEGINS_WITH_QUOTE.search(line))
+        if line.strip():
+            num_tabs.add(line.count("\t"))
+    return begins_with_quote and len(num_tabs) == 1
 
 
 def _numbered_rows(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:

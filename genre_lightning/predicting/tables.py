@@ -16,7 +16,15 @@ from typing import IO, Any
 from genre_lightning.cells import text_of, unguard
 from genre_lightning.files import whole_file
 from genre_lightning.movies.movie import URL_PATTERN
-from genre_lightning.movies.table import csv_problem, delimiter_of, quotes_hint, wrong_format
+from genre_lightning.movies.table import (
+    csv_problem,
+    csv_reader,
+    delimiter_of,
+    is_unquoted,
+    quotes_hint,
+    split_lines,
+    wrong_format,
+)
 from genre_lightning.predicting.arguments import STREAM
 from genre_lightning.predicting.printing import CommandError
 from genre_lightning.progress import progress
@@ -52,9 +60,20 @@ class MovieRows:
         lines = self._lines(file)
         first = next(lines, "")
         self._delimiter = delimiter_of(first)
-        self._reader = csv.reader(
-            itertools.chain([first], lines), delimiter=self._delimiter, strict=True
-        )
+        lines = itertools.chain([first], lines)
+        unquoted = False
+        if self._delimiter == "\t":
+            # Only the whole table shows whether its cells are quoted: read it twice. A pipe can be
+            # read only once, so its lines are kept.
+            if file.seekable():
+                unquoted = is_unquoted(lines)
+                file.seek(0)
+                lines = self._lines(file)
+            else:
+                kept = list(lines)
+                unquoted = is_unquoted(kept)
+                lines = iter(kept)
+        self._reader = csv_reader(lines, self._delimiter, unquoted=unquoted)
         self._pending: deque[list[str]] = deque()
         self._last_line = 0  # number of the previous row's last line
         self.header = self._next_row() or []
@@ -113,14 +132,15 @@ class MovieRows:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise CommandError(
-                    f"{self.name}:{number}: this line is not UTF-8 ({error.reason})"
+                    f"{self.name}:{number}: this line is not UTF-8 ({error.reason}); save the "
+                    "file as UTF-8"
                 ) from error
             if "\0" in text:
                 raise CommandError(
                     f"{self.name}:{number}: this line has a NUL byte, which no text has; save the "
                     "file as CSV in UTF-8"
                 )
-            yield text
+            yield from split_lines(text)
 
     def _next_row(self) -> list[str] | None:
         try:

@@ -17,6 +17,7 @@ from torch import Tensor
 from genre_lightning.cells import guard, guarded, score_cell, score_columns, separator_of
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.data.leakage import num_learnt_movies
 from genre_lightning.files import whole_file
 from genre_lightning.models.fusion import ACTIVATIONS
 from genre_lightning.scoring.losses import build_loss
@@ -148,10 +149,13 @@ def write_evaluation(
     """Write ``metrics.json``, ``per_genre.csv`` and ``predictions.csv`` into ``folder``.
 
     Returns:
-        The contents of ``metrics.json``.
+        The contents of ``metrics.json``: the metrics, and ``num_learnt_movies`` if the model has
+        learnt from movies of the split.
     """
     folder.mkdir(parents=True, exist_ok=True)
     metrics = split_metrics(model, scores)
+    if count := num_learnt_movies(data, scores.split, model.learnt_from, model.learnt_movies):
+        metrics["num_learnt_movies"] = count
     with whole_file(folder / "metrics.json") as file:
         file.write(json.dumps(metrics, indent=2) + "\n")
     rows = genre_rows(model, scores)

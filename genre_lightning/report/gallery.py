@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -168,6 +168,8 @@ def make_card(
         pick: the movie.
         remarks: further texts by heading, then by the movie's index in the dataset.
     """
+    if scores.folds is not None:  # only this member scored the movie
+        model = replace(model, member=int(scores.folds[pick.index]))
     row = int(scores.rows[pick.index])
     movie = data.movie_set.movies[row]
     thumbnails = {
@@ -247,8 +249,7 @@ def _score_parts(model: TrainedModel, scores: SplitScores, index: int) -> ScoreP
         branch: values[index].numpy() if bool(scores.has_column[branch][index]) else None
         for branch, values in scores.branch_logits.items()
     }
-    fold = None if scores.folds is None else int(scores.folds[index])
-    return split_logits(model, logits, fold=fold)
+    return split_logits(model, logits)
 
 
 def _branch_cards(
@@ -278,27 +279,15 @@ def _branch_cards(
                 present,
                 float(parts.branches[branch][pick.genre]),
                 pick.genre,
-                _explain(model, movie, branch, scores.folds is not None) if present else None,
+                _explain(model, movie, branch) if present else None,
                 pictures.get(model.inputs[branch].column),
             )
         )
     return cards
 
 
-def _explain(
-    model: TrainedModel, movie: Movie, branch: str, by_folds: bool
-) -> BranchExplanation | None:
-    """Explain a branch that reads this movie; None if it can't be explained.
-
-    Args:
-        model: the model that was scored.
-        movie: the movie.
-        branch: name of the branch.
-        by_folds: whether one member scored the movie. All members are explained, of which the
-            others have learnt from it, so words would not sum to the branch's part: none are given.
-    """
-    if by_folds and model.inputs[branch].of == "text":
-        return None
+def _explain(model: TrainedModel, movie: Movie, branch: str) -> BranchExplanation | None:
+    """Explain a branch that reads this movie; None if it can't be explained."""
     value = movie.value(model.inputs[branch].column)
     if find_explainer(model, branch) is None:
         return None

@@ -13,6 +13,7 @@ import numpy as np
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.data.description import same_source
+from genre_lightning.data.leakage import num_learnt_movies
 from genre_lightning.explain.table import find_explainer
 from genre_lightning.movies.split_names import SPLIT_WORDS
 from genre_lightning.page.document import render_page
@@ -121,17 +122,15 @@ def render_report(
         max_panels=MAX_PANELS,
         max_paired_genres=MAX_PAIRED_GENRES,
         gallery=make_gallery(model, data, scores, gallery, remarks) if gallery else None,
-        methods=_methods(model, list(model.inputs) if gallery else [], scores.folds is not None),
+        methods=_methods(model, list(model.inputs) if gallery else []),
     )
 
 
-def _methods(model: TrainedModel, branches: Sequence[str], by_folds: bool) -> dict[str, list[str]]:
+def _methods(model: TrainedModel, branches: Sequence[str]) -> dict[str, list[str]]:
     """Methods that explain these branches, by their kind of output: "words" or "heat map"."""
     methods: dict[str, list[str]] = {"words": [], "heat map": []}
     for explainer in (find_explainer(model, branch) for branch in branches):
-        if explainer is None or (by_folds and explainer.gives == "words"):  # see make_gallery
-            continue
-        if explainer.method not in methods[explainer.gives]:
+        if explainer is not None and explainer.method not in methods[explainer.gives]:
             methods[explainer.gives].append(explainer.method)
     return methods
 
@@ -178,6 +177,11 @@ def _warning(model: TrainedModel, data: MovieDataModule, split: str) -> str:
             "The thresholds, and the best epoch, are chosen on the validation split in training. "
             "Where these are the same movies, as they are unless other data was named, the numbers "
             "flatter the model; the test split gives fair ones."
+        )
+    if count := num_learnt_movies(data, split, model.learnt_from, model.learnt_movies):
+        return (
+            f"The model was trained on {counted(count, 'movie')} of this split, by title and "
+            "genres: these numbers flatter it."
         )
     trained_on_same_movies = model.learnt_from in (None, data.learnt_from)
     if not trained_on_same_movies or not same_source(data.source(), model.data):

@@ -77,6 +77,9 @@ def test_progress_bar_has_movies_tokens_and_time_left(loopback: Loopback, tmp_pa
         "test: 1 of 5 movies have no answer and count as wrong: "
         f"{failed} (its answer is invalid: not JSON: 'No.')"
     )
+    train_line = unanswered_line(MOVIES, "train", ROWS, answers)
+    assert train_line is not None
+    assert train_line.startswith("train: 1 of 5 movies have no answer and are not in answers.npz: ")
     assert unanswered_line(MOVIES, "val", np.array([0]), answers) is None
 
 

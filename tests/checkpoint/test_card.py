@@ -125,8 +125,8 @@ def test_a_checkpoint_is_plain_data(trained_ckpt: Path) -> None:
     assert "hyper_parameters" not in checkpoint
     assert set(checkpoint[CHECKPOINT_KEY]) == {
         "format", "network", "activation", "loss", "thresholds",
-        "threshold_fit", "stacking", "label_sets", "genres", "inputs", "learnt_from", "content",
-        "data",
+        "threshold_fit", "stacking", "label_sets", "genres", "inputs", "learnt_from",
+        "learnt_movies", "content", "data",
     }  # fmt: skip
 
 
@@ -362,6 +362,12 @@ BAD_VALUES: dict[str, tuple[Change, str]] = {
     "genre with a terminal escape": (card("genres", 0, value="\x1b[2J"), "genres"),
     "genre is a lone surrogate": (card("genres", 0, value="\ud800"), "not text"),
     "genre missing": (card("genres", value=["A"]), "threshold"),
+    "learnt movies in a list": (
+        card("learnt_movies", value=[1, 2]), "the movies that it has learnt from",
+    ),
+    "a learnt movie cut off": (
+        card("learnt_movies", value="0" * 31), "the movies that it has learnt from",
+    ),
     "threshold nan": (card("thresholds", 0, value=float("nan")), "threshold"),
     "threshold inf": (card("thresholds", 0, value=float("inf")), "threshold"),
     "threshold below 0": (card("thresholds", 0, value=-0.1), "threshold"),

@@ -697,16 +697,47 @@ def test_a_drawn_test_split_with_training_movies_is_refused(change: str, tmp_pat
         model_kwargs["split_seed"] = 1
     elif change == "synopsis":
         rows[0][3] = "no matter"
-    training_data = (card["data"], card["learnt_from"])
-    elsewhere = open_data(tmp_path / "other.csv", **model_kwargs)
-    assert changed_data_notes(elsewhere, "test", *training_data) == []
+    training_data = (card["data"], card["learnt_from"], card["learnt_movies"])
     scored = open_data(path, **model_kwargs)
     assert changed_data_notes(scored, "test", card["data"], None) == []  # an older checkpoint
+    copied = open_data(tmp_path / "copy.csv", **model_kwargs)
+    # Without the hashes, as in an older checkpoint, other files count as other movies.
+    assert changed_data_notes(copied, "test", *training_data[:2]) == []
     if change in ("none", "synopsis"):
-        assert changed_data_notes(scored, "test", *training_data) == []
+        for data in (scored, copied):
+            assert changed_data_notes(data, "test", *training_data) == []
         return
     with pytest.raises(DataError, match=r"split=test: drawn from .*movies\.csv, it would hold"):
         changed_data_notes(scored, "test", *training_data)
+    if change == "a title":  # the split is the same, so no movie of test was learnt
+        assert changed_data_notes(copied, "test", *training_data) == []
+        return
+    with pytest.raises(DataError, match=r"split=test: drawn from .*copy\.csv, it would hold"):
+        changed_data_notes(copied, "test", *training_data)
+
+
+@pytest.mark.parametrize(("num_learnt", "is_reported"), [(0, False), (1, False), (2, True)])
+def test_named_movies_of_training_are_counted(
+    num_learnt: int, is_reported: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "movies.csv"
+    rows = [f"T{n},{'A' if n % 2 else 'B|A'},{'test' if n < 5 else 'train'}" for n in range(20)]
+    path.write_text("\n".join(["title,genres,split", *rows]))
+    trained = make_data(path, tmp_path / "cache", {"title": terms()})
+    trained.setup()
+    # The movies of test, and a remake with other genres, were not learnt.
+    known = ["t5 ,A,test", "T6,A|B,test"][:num_learnt]
+    new = [f"U{n},B,test" for n in range(192)]
+    path.write_text("\n".join(["title,genres,split", *known, *rows[:4], "T7,B,test", *new]))
+    scored = make_data(path, tmp_path / "cache", trained.inputs, genres=trained.genres)
+    scored.setup()
+    learnt_movies = trained.learnt_movies()
+    assert len(learnt_movies) == 15 * 16
+    notes = changed_data_notes(
+        scored, "test", {"reader": "elsewhere"}, trained.learnt_from, learnt_movies
+    )
+    expected = f"2 of the {len(new) + 7} movies of test have the title and genres of a movie that"
+    assert [note.startswith(expected) for note in notes] == [True] * is_reported
 
 
 @pytest.mark.parametrize("changed", ["val_fraction", "split_seed", "folds", "nothing"])
@@ -898,7 +929,9 @@ def test_a_data_module_is_rebuilt_from_its_description(
     )
     data.setup()
     description = data.describe()
-    assert set(description) == {"genres", "inputs", "learnt_from", "content", "data"}
+    assert set(description) == {
+        "genres", "inputs", "learnt_from", "learnt_movies", "content", "data",
+    }  # fmt: skip
     assert description["genres"] == ["A", "B"] and description["inputs"] == states(data)
     assert description["data"] == {
         "reader": "manifest", "path": str(path.resolve()),

@@ -28,11 +28,12 @@ TITLES = [
     ),
     *("Tom Hanks|Tim Allen|", "Al Pacino | Robert De Niro|al pacino", "जय हो (2014)", "a\u200bb"),
     *("Avventura, L' (1960)", "Die, Die, My Darling, Die (1965)", "İstanbul, AN (2030)", "the the"),
+    *("Rosemary\u00b4s Baby (1968)", "Bril\u02b9iantovaia ruka (1969)", "a `b\u2018 c\u2019s"),
 ]
 
 
 def words_and_year(text: str) -> tuple[list[str], int | None]:
-    text = unicodedata.normalize("NFKC", text)
+    text = unicodedata.normalize("NFKC", text.replace("\u00b4", "'"))
     found = list(re.finditer(YEAR, text))
     year = None
     if found:
@@ -42,7 +43,7 @@ def words_and_year(text: str) -> tuple[list[str], int | None]:
     kept = ""
     for character in text:
         category = unicodedata.category(character)
-        if character in "'\u2019\u2018\u0060\u00b4\u02b9." or category == "Cf":
+        if character in "'\u2019\u2018\u0060\u02b9." or category == "Cf":
             continue
         kept += character if category[0] in "LNM" else " "
     return kept.split(), year

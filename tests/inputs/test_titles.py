@@ -67,6 +67,8 @@ def test_natural_title_with_year(title: str, expected: str):
         ("M*A*S*H (1970)", "m a s h", 1970),
         ("Schindler's List (1993)", "schindlers list", 1993),
         ("Schindler’s List (1993)", "schindlers list", 1993),
+        ("Schindler\u00b4s List (1993)", "schindlers list", 1993),
+        ("Bril\u02b9iantovaia ruka (1969)", "briliantovaia ruka", 1969),
         ("E.T. (1982)", "et", 1982),
         ("Face/Off (1997)", "face off", 1997),
         ("Spider-Man (2002)", "spider man", 2002),

@@ -121,7 +121,14 @@ def test_columns_without_a_name_are_ignored(manifest):
         pytest.param("title;genres\nA;B;C\n", r"a cell with a semicolon in it", id="semicolons"),
         pytest.param(HEADER + '"A" B,,War\n', r"csv:2 .*double each quote", id="quote"),
         pytest.param("title,title,poster,genres\n", r"'title' comes more than once", id="double"),
-        pytest.param(HEADER + "A,,Drama\n,,Drama\n", r"csv:3, column title: empty", id="title"),
+        pytest.param(
+            HEADER + "A,,Drama\n,,Drama\n", r"csv:3, column title: empty; give each", id="title"
+        ),
+        pytest.param(
+            HEADER + "A,,Drama\n,,Drama\n,,Drama\n",
+            r"csv:3, column title: empty, the first of 2; give each movie a title, or remove",
+            id="titles",
+        ),
         pytest.param(HEADER + "A,,\nB,,\n", r"csv:2, column genres: empty", id="genres"),
         pytest.param(
             HEADER + "A,,War\nB,,War|Sci\u00a0Fi\n",
@@ -139,8 +146,13 @@ def test_columns_without_a_name_are_ignored(manifest):
         ),
         pytest.param(
             "id,title,poster,genres\n7,A,,D\n8,B,,D\n7,C,,D\n",
-            r"csv:4, column id: '7' is already the id at movies\.csv:2",
+            r"csv:4, column id: '7' is already the id at movies\.csv:2; give each movie its own",
             id="id-twice",
+        ),
+        pytest.param(
+            "id,title,poster,genres\n7,A,,D\n7,B,,D\n8,C,,D\n8,E,,D\n",
+            r"csv:3, column id: '7' is already the id at movies\.csv:2, the first of 2; give",
+            id="ids-twice",
         ),
         pytest.param("id,title,poster,genres\n,A,,D\n", r"csv:2, column id: empty", id="no-id"),
         pytest.param(

@@ -27,7 +27,7 @@ def test_rows_are_read_by_column_name(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=repr)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=repr)
 def test_quotes_in_an_unquoted_tsv_are_kept(tmp_path: Path, end: str):
     path = tmp_path / "title.basics.tsv"
     titles = ['"Weird Al" Story', "Heat", '"Crocodile" Dundee "II"', '"Open', '"']
@@ -91,6 +91,13 @@ def test_compressed_and_utf16_files_are_refused(
         read_table(path, ("id",))
     with path.open("rb") as file, pytest.raises(CommandError, match=f"movies.csv is {message}"):
         MovieRows(file, path, {"title": "text"})
+
+
+def test_the_header_alone_decides_the_delimiter(tmp_path: Path):
+    path = tmp_path / "movies.csv"
+    path.write_text("id,title\r7,Face/Off; a; b; c\r", newline="")  # as old Macs end lines
+    _, (row,) = read_table(path, ("id",))
+    assert row.cells == {"id": "7", "title": "Face/Off; a; b; c"}
 
 
 @pytest.mark.parametrize("start", ["\n", "\r\n", ",,\n"], ids=["line", "windows", "cells"])

@@ -418,6 +418,25 @@ def test_a_csv_file_is_parsed_as_for_training(
     assert (row["title"], row["poster"], row["problem"]) == ("None", r"\N", "")
 
 
+def test_an_unquoted_tsv_and_old_line_ends_are_read_as_for_training(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    class Stdin:
+        buffer = Pipe(b'id\ttitle\r1\t"Weird Al" Story\r2\tHeat\r')
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    source, out = tmp_path / "in.tsv", tmp_path / "out.csv"
+    source.write_bytes(Stdin.buffer.getvalue())
+    for path in (str(source), "-"):
+        assert main([str(tiny_checkpoint), "--csv", path, "--out", str(out)]) == 0
+        _, rows = read_csv(out)
+        assert [row["title"] for row in rows] == ['"Weird Al" Story', "Heat"]
+
+
 def test_a_url_in_a_csv_is_reported_unchanged(tiny_checkpoint: Path, tmp_path: Path):
     source, out = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_text("title,poster\nHeat,https://host.invalid/x.jpg\n")
@@ -437,9 +456,8 @@ def test_a_url_in_a_csv_is_reported_unchanged(tiny_checkpoint: Path, tmp_path: P
         (b"title,PREDICTED\nHeat,1\n", "it has a column 'predicted', which the output adds"),
         (b"title,id\nHeat\n", r"in\.csv:2: 1 values for 2 columns"),
         (b"title,id\nHeat,1,2\n", r"in\.csv:2: 3 values for 2 columns"),
-        (b"title\nL\xe9on\n", r"in\.csv:2: this line is not UTF-8"),
+        (b"title\nL\xe9on\n", r"in\.csv:2: this line is not UTF-8 \(.*\); save the file as UTF-8"),
         ("title\nHeat\n".encode("utf-16"), r"in\.csv is in UTF-16: save it as CSV in UTF-8"),
-        (b"title\rHeat\r", r"in\.csv:1: lines end in carriage returns alone"),
         (b'title\n"Heat\n', r"in\.csv:2: a quote is opened here and not closed"),
         (b"title,poster\nHeat,a\0b.jpg\n", r"in\.csv:2: this line has a NUL byte"),
         (b"ti\0tle\nHeat\n", r"in\.csv:1: this line has a NUL byte"),
@@ -454,7 +472,6 @@ def test_a_url_in_a_csv_is_reported_unchanged(tiny_checkpoint: Path, tmp_path: P
         "long row",
         "latin-1",
         "utf-16",
-        "old Mac",
         "quote",
         "NUL in a path",
         "NUL in the header",

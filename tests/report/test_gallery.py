@@ -14,10 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.explain.parts import score_parts
+from genre_lightning.inputs.input import Input
+from genre_lightning.inputs.year import YearInput
+from genre_lightning.models.networks import build_network
 from genre_lightning.models.stacking import Stacking
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.report.card import BranchCard, thumbnail
+from genre_lightning.report.evaluation import score_split
 from genre_lightning.report.gallery import (
     Card,
     Pick,
@@ -25,6 +30,7 @@ from genre_lightning.report.gallery import (
     margins,
     most_confident,
 )
+from tests.report.conftest import GENRES
 
 THRESHOLDS = np.array([0.5, 0.2], dtype=np.float32)
 
@@ -146,12 +152,43 @@ def test_a_card_uses_the_stacking_of_the_movies_fold(
         assert card.logit == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_card_of_a_fold_has_no_words_of_all_members(three_branches: Any):
+def test_words_of_a_card_are_those_of_the_member_that_scored_the_movie(three_branches: Any):
     case = three_branches
-    folds = torch.arange(len(case.scores.rows)) % 2
-    for scores, has_words in ((case.scores, True), (replace(case.scores, folds=folds), False)):
-        card = make_card(case.model, case.data, scores, Pick(0, 1))
-        assert any(branch.words for branch in card.branches) is has_words
+    when = YearInput("title")
+    when.years = (1979, 1995)
+    inputs: dict[str, Input] = {**case.model.inputs, "when": when}
+    networks: dict[str, dict[str, Any]] = {
+        "name": {"name": "terms_linear"}, "plot": {"name": "terms_mlp", "hidden": 8},
+        "when": {"name": "embedding_head"},
+    }  # fmt: skip
+    inputs = {name: inputs[name] for name in networks}
+    torch.manual_seed(0)
+    network = build_network(
+        len(GENRES), {name: {**net, "members": 2} for name, net in networks.items()}, inputs
+    ).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    model = replace(case.model, network=network, inputs=inputs)
+    data = MovieDataModule(
+        "manifest", inputs, path=str(case.manifest), genres=GENRES, cache_dir=case.data.cache_dir
+    )
+    data.setup()
+    scores = score_split(model, data, "test")
+    folds = torch.arange(len(scores.rows)) % 2
+    (batch,) = data.loader("test", batch_size=len(folds), device="cpu")
+    with torch.inference_mode():
+        branch_logits = network.branch_logits(batch.parts, len(batch), folds)
+    scores = replace(scores, folds=folds, branch_logits=branch_logits)
+    for number in (2, 3, 10, 11):
+        card = make_card(model, data, scores, Pick(number, 1))
+        logit = network.total({name: each[number] for name, each in branch_logits.items()})[1]
+        assert card.logit == pytest.approx(float(logit), abs=1e-4)
+        explained = [branch for branch in card.branches if branch.words]
+        assert len(explained) >= 2
+        for branch in explained:
+            assert branch.other_words is not None
+            words = sum(value for _, value in branch.words) + branch.other_words
+            assert words == pytest.approx(branch.part, abs=1e-4)
 
 
 @pytest.mark.parametrize("fixture_name", ["two_branches", "three_branches"])
