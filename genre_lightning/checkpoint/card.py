@@ -248,7 +248,7 @@ def _check_values(card: Mapping[str, Any]) -> None:
         raise CheckpointError("its data is not described by names and numbers")
     if not isinstance(card.get("learnt_from"), str | None):  # missing in older files
         raise CheckpointError("the movies that it has learnt from are not named by a key")
-    movies = card.get("learnt_movies", "")  # likewise
+    movies = card.get("learnt_movies") or ""  # likewise
     if not isinstance(movies, str) or not re.fullmatch("([0-9a-f]{16})*", movies):
         raise CheckpointError("the movies that it has learnt from are not listed by hashes")
     content = card.get("content", {})  # likewise

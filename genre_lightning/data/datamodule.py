@@ -45,6 +45,8 @@ MAX_GROUP_BYTES_ON_GPU = 48 * 2**20
 MAX_EVAL_BYTES = 64 * (3 * 4 * 384 * 256)
 #: Maximum number of movies in such a batch.
 MAX_EVAL_MOVIES = 1024
+#: Maximum number of movies whose hashes are stored in checkpoints.
+MAX_LISTED_MOVIES = 100_000
 #: Arguments that control how the dataset is split; a checkpoint records them.
 SPLIT_SETTINGS = ("val_fraction", "test_fraction", "folds", "split_seed")
 #: The split settings that control how validation is drawn from train.
@@ -402,9 +404,14 @@ class MovieDataModule(pl.LightningDataModule):
         ids, titles = [movie.id for movie in movies], [movie.title for movie in movies]
         return content_key("learnt from", ids, titles, self.labels[rows])
 
-    def learnt_movies(self) -> str:
-        """The distinct ``movie_hashes`` of the train and validation movies, 16 hex digits each."""
+    def learnt_movies(self) -> str | None:
+        """The distinct ``movie_hashes`` of the train and validation movies, 16 hex digits each.
+
+        None for more than ``MAX_LISTED_MOVIES``.
+        """
         _, movies = self._learnt_rows()
+        if len(movies) > MAX_LISTED_MOVIES:
+            return None
         return np.unique(movie_hashes(movies)).tobytes().hex()
 
     def _learnt_rows(self) -> tuple[np.ndarray, list[Movie]]:

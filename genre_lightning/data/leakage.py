@@ -12,6 +12,10 @@ from genre_lightning.data.description import same_source
 from genre_lightning.movies.movie import DataError
 from genre_lightning.movies.summary import MIN_DUPLICATE_SHARE, movie_hashes
 
+#: If a larger share of a drawn split was learnt from, its file is taken for a copy of the training
+#: file, and the split is refused.
+MAX_LEARNT_SHARE = 0.5
+
 
 def num_learnt_movies(
     data: MovieDataModule, split: str, learnt_from: str | None, learnt_movies: str | None
@@ -36,6 +40,7 @@ def contains_training_movies(
     trained_on: Mapping[str, Any],
     learnt_from: str | None,
     learnt_movies: str | None = None,
+    max_share: float = 0.0,
 ) -> bool:
     """Whether a split is drawn from movies that a model was trained on, but not as in its training.
 
@@ -47,6 +52,7 @@ def contains_training_movies(
         trained_on: ``data`` of ``MovieDataModule.describe``, from the model's checkpoint.
         learnt_from: ``MovieDataModule.learnt_from`` of that training; None if unknown.
         learnt_movies: its ``MovieDataModule.learnt_movies``; None if unknown.
+        max_share: of another file, the share of such movies that is allowed.
     """
     if learnt_from is None or not data.is_drawn(split):
         return False
@@ -55,7 +61,8 @@ def contains_training_movies(
         # Further columns don't decide which movies there are.
         if same_source(source, trained_on, ignore=(*SPLIT_SETTINGS, "columns")):
             return True
-        return num_learnt_movies(data, split, learnt_from, learnt_movies) > 0
+        count = num_learnt_movies(data, split, learnt_from, learnt_movies)
+        return count > max_share * len(data.splits[split])
     return split == "val" and any(
         trained_on.get(name, source[name]) != source[name] for name in VAL_SETTINGS
     )
@@ -77,7 +84,8 @@ def changed_data_notes(
     """
     source = data.source()
     location = source.get("path", source.get("root"))
-    if contains_training_movies(data, split, trained_on, learnt_from, learnt_movies):
+    training_data = (trained_on, learnt_from, learnt_movies)
+    if contains_training_movies(data, split, *training_data, max_share=MAX_LEARNT_SHARE):
         settings = " ".join(
             f"data.{name}={trained_on[name]!r:.30}" for name in SPLIT_SETTINGS if name in trained_on
         )

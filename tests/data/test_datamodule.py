@@ -716,6 +716,34 @@ def test_a_drawn_test_split_with_training_movies_is_refused(change: str, tmp_pat
         changed_data_notes(copied, "test", *training_data)
 
 
+@pytest.mark.parametrize(("num_known", "is_refused"), [(20, False), (45, True)])
+def test_a_drawn_split_is_refused_if_most_of_it_was_learnt(
+    num_known: int, is_refused: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "movies.csv"
+    rows = [f"T{n},{'A' if n % 2 else 'B'}" for n in range(60)]
+    train = [f"{row},train" for row in rows]
+    path.write_text("\n".join(["title,genres,split", *train, "V,A,test"]))
+    trained = make_data(path, tmp_path / "cache", {"title": terms()})
+    trained.setup()
+    other = tmp_path / "other.csv"
+    new = [f"U{n},{'A' if n % 2 else 'B'}" for n in range(60 - num_known)]
+    other.write_text("\n".join(["title,genres", *rows[:num_known], *new]))
+    scored = make_data(
+        other, tmp_path / "cache", trained.inputs, genres=trained.genres, test_fraction=0.8
+    )
+    scored.setup()
+    training_data = (trained.source(), trained.learnt_from, trained.learnt_movies())
+    if is_refused:
+        with pytest.raises(DataError, match="it would hold movies that the checkpoint has learnt"):
+            changed_data_notes(scored, "test", *training_data)
+        return
+    (note,) = changed_data_notes(scored, "test", *training_data)
+    titles = [scored.movie_set.movies[row].title for row in scored.splits["test"]]
+    learnt = sum(title.startswith("T") for title in titles)
+    assert note.startswith(f"{learnt} of the 48 movies of test have the title and genres of a")
+
+
 @pytest.mark.parametrize(("num_learnt", "is_reported"), [(0, False), (1, False), (2, True)])
 def test_named_movies_of_training_are_counted(
     num_learnt: int, is_reported: bool, tmp_path: Path
@@ -732,7 +760,7 @@ def test_named_movies_of_training_are_counted(
     scored = make_data(path, tmp_path / "cache", trained.inputs, genres=trained.genres)
     scored.setup()
     learnt_movies = trained.learnt_movies()
-    assert len(learnt_movies) == 15 * 16
+    assert learnt_movies is not None and len(learnt_movies) == 15 * 16
     notes = changed_data_notes(
         scored, "test", {"reader": "elsewhere"}, trained.learnt_from, learnt_movies
     )
