@@ -271,7 +271,7 @@ def test_a_sweep_of_runs_in_two_processes(
     diverged, stored = (
         json.loads((tmp_path / "sweep" / job / "result.json").read_text()) for job in "01"
     )
-    assert diverged["status"] == "failed" and "not finite at epoch 0" in diverged["error"]
+    assert diverged["status"] == "failed" and "not finite in epoch 1" in diverged["error"]
     assert stored["status"] == "completed", process.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep"]
 
