@@ -233,8 +233,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         if not best:
             raise UserError(
                 "no epoch was validated, so there is no best checkpoint: trainer.max_steps and "
-                "trainer.max_time must leave room for a whole epoch, and trainer.max_epochs for "
-                "trainer.check_val_every_n_epoch; trainer.limit_val_batches must be above 0"
+                "trainer.max_time must leave room for a whole epoch, or for as many as "
+                "trainer.check_val_every_n_epoch"
             )
         result["best_checkpoint"] = str(Path(best).relative_to(folder))
         if not trainer.is_global_zero:

@@ -686,6 +686,16 @@ def test_limit_below_one_batch_is_refused_in_one_sentence(
         train_here(tmp_path, overrides)
 
 
+def test_validation_after_more_batches_than_an_epoch_has_is_refused(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    overrides = tiny_overrides("+trainer.val_check_interval=1000", model="title")
+    with pytest.raises(
+        SettingError, match=r"^trainer\.val_check_interval=1000 is more than the \d+"
+    ):
+        train_here(tmp_path, overrides)
+
+
 def test_run_that_ends_in_its_first_epoch_keeps_last_ckpt(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
