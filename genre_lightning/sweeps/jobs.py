@@ -35,7 +35,7 @@ from genre_lightning.runs.config import recorded_config
 from genre_lightning.runs.ending import completed_message, interrupted_message, resuming_overrides
 from genre_lightning.runs.lock import FolderInUseError, is_running
 from genre_lightning.runs.naming import changed_settings, read_command
-from genre_lightning.runs.process import is_first_process
+from genre_lightning.runs.process import hold_signals, is_first_process
 from genre_lightning.runs.quoting import shell_command
 from genre_lightning.runs.result import read_result, recorded_run
 from genre_lightning.sweeps.composing import cache_job_configs
@@ -351,7 +351,7 @@ def _claim_gpu(cfg: DictConfig, number: int) -> Iterator[None]:
     if cfg.get("trainer") is None:
         yield
         return
-    with freeze_imports():
+    with hold_signals(), freeze_imports():
         import torch
 
     count = torch.cuda.device_count()
