@@ -229,6 +229,8 @@ def test_a_failed_process_ends_the_others(start: Any, tmp_path: Path) -> None:
     process = start("failing")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 1 and "ProcessError: UserError: no movies here" in errors
+    # The only traceback is that of the starter.
+    assert errors.count("Traceback") == 1 and "torchrun" not in errors and "elastic" not in errors
     stored = json.loads((tmp_path / "result.json").read_text())
     assert stored["status"] == "failed" and stored["error"] == "UserError: no movies here"
     assert has_ended(int((tmp_path / "0.pid").read_text()))
