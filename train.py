@@ -13,6 +13,7 @@ from genre_lightning.runs.ckpt_path import run_directory
 from genre_lightning.runs.command_line import command
 from genre_lightning.runs.earlier import add_earlier_overrides
 from genre_lightning.runs.instantiating import make_parts, setting_errors
+from genre_lightning.runs.process import hold_signals, is_first_process
 from genre_lightning.sweeps.jobs import run_job, shared_by_jobs
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         result: content of ``result.json``.
     """
     # Imported here, so that --help, --cfg and completion don't wait for PyTorch.
-    with freeze_imports():
+    with hold_signals(), freeze_imports():
         from genre_lightning.lean_imports import load_lightning
 
         load_lightning()
@@ -168,7 +169,6 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         from genre_lightning.errors import UserError
         from genre_lightning.report.evaluation import print_genre_table, score_split, split_metrics
         from genre_lightning.runs.ckpt_path import last_checkpoint
-        from genre_lightning.runs.process import is_first_process
         from genre_lightning.runs.settings import may_change_on_resume
         from genre_lightning.tracking.loggers import KeepLoggersOpen, log_outcome, open_loggers
         from genre_lightning.training.callbacks.epoch_log import EpochLog
@@ -233,8 +233,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         if not best:
             raise UserError(
                 "no epoch was validated, so there is no best checkpoint: trainer.max_steps and "
-                "trainer.max_time must leave room for a whole epoch, and trainer.max_epochs for "
-                "trainer.check_val_every_n_epoch; trainer.limit_val_batches must be above 0"
+                "trainer.max_time must leave room for a whole epoch, or for as many as "
+                "trainer.check_val_every_n_epoch"
             )
         result["best_checkpoint"] = str(Path(best).relative_to(folder))
         if not trainer.is_global_zero:

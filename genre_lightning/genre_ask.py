@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -123,7 +123,7 @@ class CheckAsking(Callback):
             check_folder(folder_of(config, "sweep"))
 
 
-def check_request(cfg: DictConfig, swept: Container[str] = ()) -> None:
+def check_request(cfg: DictConfig, swept: Collection[str] = ()) -> None:
     """Refuse a configuration with a missing or invalid setting.
 
     Args:

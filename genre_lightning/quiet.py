@@ -27,6 +27,8 @@ WARNINGS = (
     r"Found \d+ module\(s\) in eval mode at the start of training",
     # Expected when a run is resumed in its folder.
     r"Checkpoint directory .* exists and is not empty",
+    # What stopped a run is left out to train on; other callbacks are compared as settings.
+    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
     # Not relevant, since epochs are logged instead of steps.
     r"The number of training batches \(\d+\) is smaller than the logging interval",
 )

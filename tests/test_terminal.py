@@ -17,7 +17,7 @@ Overrides = Callable[..., list[str]]
 OURS = (
     r"\s*(Dataset: demo|val: \d+ movies|test: \d+ movies)\s*",
     r"[┏┡├└│┃].*",
-    r"Epoch [01]/1 +━+ \d+/\d+ 0:00:\d\d loss: \d\.\d+ val/map_macro: \d\.\d+ best: \d\.\d+\s*",
+    r"Epoch [12]/2 +━+ \d+/\d+ 0:00:\d\d loss: \d\.\d+ val/map_macro: \d\.\d+ best: \d\.\d+\s*",
     r"Run: .* \(2 epochs, \d+ s\)",
     r"Best checkpoint, val/map_macro \d\.\d{4}: .*best\.ckpt.*",
     r"Next:",

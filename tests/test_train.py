@@ -201,7 +201,7 @@ def test_other_losses(loss: str, train_here: Train, tiny_overrides: Overrides, t
 def test_divergence_is_reported(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    with pytest.raises(DivergedError, match=r"not finite at epoch 0.*optimizer\.lr"):
+    with pytest.raises(DivergedError, match=r"not finite in epoch 1.*optimizer\.lr"):
         train_here(tmp_path, tiny_overrides("optimizer.lr=1e30"))
     assert read_result(tmp_path)["status"] == "failed"
     assert not list(tmp_path.rglob("best*.ckpt"))
@@ -683,6 +683,16 @@ def test_limit_below_one_batch_is_refused_in_one_sentence(
 ) -> None:
     overrides = tiny_overrides("+trainer.limit_train_batches=0.01", model="title")
     with pytest.raises(SettingError, match=r"^trainer: .*0\.01 \* \d+ < 1"):
+        train_here(tmp_path, overrides)
+
+
+def test_validation_after_more_batches_than_an_epoch_has_is_refused(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    overrides = tiny_overrides("+trainer.val_check_interval=1000", model="title")
+    with pytest.raises(
+        SettingError, match=r"^trainer\.val_check_interval=1000 is more than the \d+"
+    ):
         train_here(tmp_path, overrides)
 
 

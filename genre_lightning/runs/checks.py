@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -96,12 +96,16 @@ RULES: dict[str, Rule] = {
         lambda value: value in (False, 0),
     ),
     "trainer.gradient_clip_val": (f"{_NOT_NEGATIVE[0]}, or null", _NOT_NEGATIVE[1]),
+    # Without validation there is no best checkpoint.
+    "trainer.limit_train_batches": _ABOVE_0,
+    "trainer.limit_val_batches": _ABOVE_0,
     "trainer.max_epochs": _COUNT_OR_NO_END,
     "trainer.max_steps": _COUNT_OR_NO_END,
     "trainer.precision": (
         "auto, 32-true, 16-mixed or bf16-mixed",
         lambda value: str(value) not in ("64", "64-true", "16-true", "bf16-true"),
     ),
+    "trainer.val_check_interval": ("above 0", lambda value: value not in (0, False)),
     "training.micro_weight": _SHARE,
     "training.stacking": _FLAG,
     "val_limit": _COUNT_OR_NULL,
@@ -142,7 +146,7 @@ FIXED: dict[str, tuple[Any, str]] = {
 }
 
 
-def check_settings(cfg: DictConfig, swept: Container[str] = ()) -> None:
+def check_settings(cfg: DictConfig, swept: Collection[str] = ()) -> None:
     """Refuse settings that are invalid for any dataset.
 
     Args:
@@ -170,12 +174,23 @@ def check_settings(cfg: DictConfig, swept: Container[str] = ()) -> None:
     for key, instead in NO_EFFECT.items():
         if OmegaConf.select(cfg, key) is not None:
             raise SettingError(f"{key} can't be set: {instead}")
+    if "num_genres" in plain and not swept:  # each job of a sweep is checked by itself
+        _check_validates(cfg.trainer)
     if "monitor" in plain:
         _check_monitor(cfg.monitor, cfg.monitor_mode, "")
     for group in ("callbacks", "logger"):
         _check_classes(group, plain.get(group) or {})
     if "callbacks" in plain:
         _check_callbacks(cfg, plain["callbacks"])
+
+
+def _check_validates(trainer: DictConfig) -> None:
+    every, epochs = trainer.get("check_val_every_n_epoch") or 1, trainer.get("max_epochs") or -1
+    if 0 < epochs < every:
+        raise SettingError(
+            f"trainer.check_val_every_n_epoch={every} with trainer.max_epochs={epochs} never "
+            "validates, so there would be no best checkpoint: lower it, or train for more epochs"
+        )
 
 
 def _check_classes(group: str, parts: Mapping[str, Any]) -> None:

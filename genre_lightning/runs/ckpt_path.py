@@ -17,7 +17,7 @@ LAST = "checkpoints/last.ckpt"
 CONFIG_FOLDER = ".hydra"
 
 
-def resolve_run(ckpt_path: str | Path, file: str) -> Path | None:
+def resolve_run(ckpt_path: object, file: str) -> Path | None:
     """Return the run folder that ``ckpt_path`` refers to; all commands use this function.
 
     Args:
@@ -30,8 +30,13 @@ def resolve_run(ckpt_path: str | Path, file: str) -> Path | None:
         The run folder; None if ``ckpt_path`` is a file or does not exist.
 
     Raises:
-        UserError: there is no such run, or the best of several can't be determined.
+        UserError: it is empty or a list, there is no such run, or the best of several can't be
+            determined.
     """
+    if not isinstance(ckpt_path, str | int | Path) or ckpt_path == "":  # "" is the current folder
+        raise UserError(
+            f"ckpt_path={ckpt_path} must be a checkpoint, a run folder, a folder of runs, or last"
+        )
     if str(ckpt_path) == "last":
         runs = [path for path in Path("runs").rglob(file) if not _is_job(path.parent.parent)]
         if not runs:
@@ -40,7 +45,7 @@ def resolve_run(ckpt_path: str | Path, file: str) -> Path | None:
                 "sweeps are ignored)"
             )
         return max(runs, key=lambda path: path.stat().st_mtime).parent.parent
-    folder = Path(ckpt_path)
+    folder = Path(str(ckpt_path))
     if not folder.is_dir():
         return None
     if (folder / file).is_file():
@@ -56,7 +61,7 @@ def _is_job(run: Path) -> bool:
     return (run.parent / "sweep.json").is_file()
 
 
-def last_checkpoint(ckpt_path: str | Path, folder: Path) -> Path:
+def last_checkpoint(ckpt_path: str | int | Path, folder: Path) -> Path:
     """Return the checkpoint from which a training resumes.
 
     Args:
@@ -69,13 +74,13 @@ def last_checkpoint(ckpt_path: str | Path, folder: Path) -> Path:
     """
     run = folder if str(ckpt_path) == "last" else resolve_run(ckpt_path, LAST)
     if run is None:
-        return Path(ckpt_path)
+        return Path(str(ckpt_path))
     if not (run / LAST).is_file():
         raise UserError(f"ckpt_path={ckpt_path}: there is no {LAST} in {run}, so nothing to resume")
     return run / LAST
 
 
-def best_checkpoint(ckpt_path: str | Path) -> Path:
+def best_checkpoint(ckpt_path: str | int | Path) -> Path:
     """Return the checkpoint to evaluate or to predict with.
 
     Args:
@@ -86,10 +91,10 @@ def best_checkpoint(ckpt_path: str | Path) -> Path:
             values, or were validated on different movies.
     """
     run = resolve_run(ckpt_path, BEST)
-    return Path(ckpt_path) if run is None else run / BEST
+    return Path(str(ckpt_path)) if run is None else run / BEST
 
 
-def _best_run(checkpoints: list[Path], ckpt_path: str | Path) -> Path:
+def _best_run(checkpoints: list[Path], ckpt_path: object) -> Path:
     """Return the best completed run among those with these checkpoints."""
     results = {path.parent.parent: read_result(path.parent.parent) for path in checkpoints}
     scored = {

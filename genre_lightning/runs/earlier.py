@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from genre_lightning.errors import UserError
 from genre_lightning.runs.ckpt_path import CONFIG_FOLDER, LAST, resolve_run
-from genre_lightning.runs.quoting import format_override
+from genre_lightning.runs.quoting import format_override, shell_command
 from genre_lightning.runs.settings import is_path
 
 #: Settings about a run's place and its sweep, not about what it trains.
@@ -51,14 +51,26 @@ def add_earlier_overrides(arguments: Sequence[str]) -> list[str]:
     if overrides_file is None or not overrides_file.is_file():
         return list(arguments)
     runtime = _runtime(overrides_file.with_name("hydra.yaml"))
-    earlier = [
-        _resolve_path(setting, runtime.get("cwd"))
+    kept = [
+        setting
         for setting in _read(overrides_file)
         if not _is_run_specific(setting) and not _is_replaced(setting, new_by_key)
     ]
+    code = code_overrides(str(setting.input_line) for setting in kept)
+    if code:  # a folder from elsewhere must not choose what is run here
+        raise UserError(
+            f"{overrides_file} names code to run: if you trust it, give this again: "
+            f"{shell_command(*code)}"
+        )
+    earlier = [_resolve_path(setting, runtime.get("cwd")) for setting in kept]
     options = [] if "--config-dir" in arguments else _config_dir_arguments(runtime)
     position = arguments.index(str(new[0].input_line))
     return [*options, *arguments[:position], *earlier, *arguments[position:]]
+
+
+def code_overrides(overrides: Iterable[str]) -> list[str]:
+    """The overrides that name code to run, which are never taken over from a run folder."""
+    return [override for override in overrides if "_target_" in override]
 
 
 def _overrides(arguments: Sequence[str]) -> list[Override]:
@@ -79,12 +91,6 @@ def _read(file: Path) -> list[Override]:
         overrides: list[Override] = OverridesParser.create().parse_overrides(list(lines or []))
     except (HydraException, TypeError, ValueError) as error:
         raise UserError(f"{file} can't be read: {error}") from error
-    for setting in overrides:
-        if "_target_" in str(setting.input_line):
-            raise UserError(
-                f"{file} names code to run, {setting.input_line}: if you trust it, resume from "
-                "the checkpoint file and give all overrides"
-            )
     return overrides
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.runs.ckpt_path import LAST
+from genre_lightning.runs.earlier import code_overrides
 from genre_lightning.runs.quoting import format_override, relative_to_cwd, shell_command
 from genre_lightning.wording import counted
 
@@ -47,14 +48,22 @@ def completed_message(folder: Path, result: Mapping[str, Any], cfg: DictConfig) 
     return "\n".join(lines)
 
 
-def interrupted_message(folder: Path) -> str:
-    """The last lines of an interrupted run."""
+def interrupted_message(folder: Path, overrides: Iterable[str]) -> str:
+    """The last lines of an interrupted run.
+
+    Args:
+        folder: the run folder.
+        overrides: the run's overrides.
+    """
     if not (folder / LAST).is_file():
         return f"Interrupted before anything was saved in {shell_command(relative_to_cwd(folder))}"
-    command = shell_command(
-        *script_command("train"), format_override("ckpt_path", relative_to_cwd(folder))
-    )
+    command = shell_command(*script_command("train"), *resuming_overrides(folder, overrides))
     return f"Interrupted. To resume it:\n  {command}"
+
+
+def resuming_overrides(folder: Path, overrides: Iterable[str]) -> list[str]:
+    """The overrides that resume a run in its folder; for the arguments see interrupted_message."""
+    return [format_override("ckpt_path", relative_to_cwd(folder)), *code_overrides(overrides)]
 
 
 def script_command(name: str) -> list[str]:

@@ -96,6 +96,29 @@ def raise_on_signals() -> Iterator[None]:
         release_signals(handlers)
 
 
+@contextmanager
+def hold_signals() -> Iterator[None]:
+    """Make the signals that end a run wait until the imports in the block are done.
+
+    PyTorch goes on without a module whose import a signal has ended, so that a later use of it
+    fails. The second signal of a kind does not wait. Raises SystemExit as :func:`raise_on_signals`.
+    """
+    received: list[int] = []
+
+    def hold(number: int, frame: object) -> None:
+        if number in received:
+            raise SystemExit(128 + number)
+        received.append(number)
+
+    handlers = catch_signals(ending_signals(), hold)
+    try:
+        yield
+    finally:
+        release_signals(handlers)
+    if received:
+        raise SystemExit(128 + received[0])
+
+
 def _redirect_closed_terminal() -> None:
     """Redirect output from a closed terminal to nowhere, since printing there raises an error."""
     import termios

@@ -41,6 +41,7 @@ NO_RESULT = (
 #: Settings that affect results but can be changed when a run is resumed, such as how long and on
 #: which hardware it trains. PATHS can be changed, too.
 RESUMABLE = (
+    "callbacks.early_stopping",
     "callbacks.pruning",
     "data.genre_separator",
     "trainer.accelerator",

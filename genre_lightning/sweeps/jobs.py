@@ -32,11 +32,11 @@ from genre_lightning.quiet import quiet_libraries
 from genre_lightning.runs.checks import check_settings
 from genre_lightning.runs.ckpt_path import LAST, starting_point
 from genre_lightning.runs.config import recorded_config
-from genre_lightning.runs.ending import completed_message, interrupted_message
+from genre_lightning.runs.ending import completed_message, interrupted_message, resuming_overrides
 from genre_lightning.runs.lock import FolderInUseError, is_running
 from genre_lightning.runs.naming import changed_settings, read_command
-from genre_lightning.runs.process import is_first_process
-from genre_lightning.runs.quoting import format_override, relative_to_cwd, shell_command
+from genre_lightning.runs.process import hold_signals, is_first_process
+from genre_lightning.runs.quoting import shell_command
 from genre_lightning.runs.result import read_result, recorded_run
 from genre_lightning.sweeps.composing import cache_job_configs
 from genre_lightning.sweeps.devices import claim_device, claims_folder, gpu_names
@@ -104,7 +104,7 @@ def run_job(cfg: DictConfig, train: Train) -> float | None:
         raise SystemExit(f"error: {_error_message(error, folder, is_single)}") from None
     except SystemExit:
         if shows_message and is_single:
-            print(interrupted_message(folder), flush=True)
+            print(interrupted_message(folder, job.overrides.task), flush=True)
         raise
     if shows_message:
         print(completed_message(folder, result, cfg), flush=True)
@@ -123,7 +123,8 @@ def _error_message(error: UserError | OSError, folder: Path, is_single: bool) ->
     if not isinstance(error, UserError):
         error = full_disk(Path(str(error.filename or folder)), error)
     if isinstance(error, FullDiskError) and is_single and (folder / LAST).is_file():
-        resume = shell_command(format_override("ckpt_path", relative_to_cwd(folder)))
+        overrides = HydraConfig.get().overrides.task
+        resume = shell_command(*resuming_overrides(folder, overrides))
         return f"{error}. Then go on by {resume}"
     return str(error)
 
@@ -350,7 +351,7 @@ def _claim_gpu(cfg: DictConfig, number: int) -> Iterator[None]:
     if cfg.get("trainer") is None:
         yield
         return
-    with freeze_imports():
+    with hold_signals(), freeze_imports():
         import torch
 
     count = torch.cuda.device_count()

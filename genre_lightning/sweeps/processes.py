@@ -134,7 +134,7 @@ def run_in_processes(
         env |= {SPAWNED_VARIABLE: "1", "TORCHELASTIC_ERROR_FILE": str(error_file)}
         agent = subprocess.Popen(
             [
-                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *(sys.executable, "-m", "genre_lightning.sweeps.torchrun", "--standalone"),
                 # By default torchrun makes a log folder that it does not remove.
                 *(f"--nproc-per-node={count}", f"--log-dir={temporary}/logs"),
                 *("-m", __name__, str(script), str(job_file)),
@@ -147,16 +147,17 @@ def run_in_processes(
             # Ctrl-C reaches this process alone, which passes it on as SIGTERM.
             start_new_session=True,
         )
-        try:
-            with raise_on_signals():
+        with raise_on_signals():
+            try:
                 status = agent.wait()
-        except BaseException:
-            agent.terminate()
-            agent.wait()
-            raise
-        finally:
-            assert agent.stdin is not None
-            agent.stdin.close()
+            except BaseException:
+                agent.terminate()
+                agent.wait()  # a second signal ends this, and then the processes at once
+                raise
+            finally:
+                assert agent.stdin is not None
+                agent.stdin.close()
+                agent.wait()  # it writes into the temporary folder
         result = read_result(folder) or {}
         if status != 0:
             error = _first_error(error_file)
@@ -201,4 +202,7 @@ def _exit_with_parent(temporary: Path) -> None:
 if __name__ == "__main__":
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    record(main)()
+    try:
+        record(main)()
+    except UserError:  # recorded, and reported by the process that started this one
+        raise SystemExit(1) from None

@@ -49,6 +49,12 @@ def clear_fit_errors(
                 f"data.batch_size (it is {size}), or take a smaller network. PyTorch says: "
                 f"{first_line}"
             ) from error
+        if "`val_check_interval`" in str(error):
+            raise SettingError(
+                f"trainer.val_check_interval={trainer.val_check_interval} is more than the "
+                f"{trainer.num_training_batches} batches of an epoch: lower it, or count over all "
+                "epochs with trainer.check_val_every_n_epoch=null"
+            ) from error
         if ckpt_path is None or history.started or isinstance(error, UserError):
             raise
         raise CheckpointError(f"{ckpt_path}: can't resume from it: {error}") from error

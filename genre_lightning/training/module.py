@@ -270,7 +270,7 @@ class GenreModule(pl.LightningModule):
     def _check_finite(self, values: Tensor) -> None:
         if not bool(torch.isfinite(values).all()):
             raise DivergedError(
-                f"training has diverged: the loss is not finite at epoch {self.current_epoch}. "
+                f"training has diverged: the loss is not finite in epoch {self.current_epoch + 1}. "
                 "Lower optimizer.lr, or clip the gradients with trainer.gradient_clip_val=1"
             )
 

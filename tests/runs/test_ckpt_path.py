@@ -84,6 +84,18 @@ def test_nothing_to_resume(ckpt_path: str, message: str, runs: None) -> None:
         last_checkpoint(ckpt_path, Path("new"))
 
 
+@pytest.mark.parametrize("ckpt_path", ["", ["elsewhere"]])
+def test_empty_value_and_list_are_refused(ckpt_path: Any, runs: None) -> None:
+    assert run_directory(ckpt_path, "default") == "default"
+    for resolve in (best_checkpoint, lambda value: last_checkpoint(value, Path("default"))):
+        with pytest.raises(UserError, match="must be a checkpoint, a run folder, a folder of runs"):
+            resolve(ckpt_path)
+
+
+def test_number_is_the_name_of_a_file(runs: None) -> None:
+    assert best_checkpoint(5) == last_checkpoint(5, Path("default")) == Path("5")
+
+
 def test_file_is_taken_as_named(runs: None) -> None:
     for name in ("runs/a/1/checkpoints/last.ckpt", "not/there.ckpt"):
         assert last_checkpoint(name, Path("new")) == Path(name)

@@ -117,9 +117,21 @@ def test_last_is_looked_for_in_the_run_folder(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [(["callbacks.x._target_=os.system"], "names code to run"), (["=="], "can't be read")],
+    [
+        (
+            ["+callbacks.x._target_=os.system", "+callbacks.x.y=1"],
+            "overrides.yaml names code .* give this again: [+]callbacks.x._target_=os.system$",
+        ),
+        (["=="], "can't be read"),
+    ],
 )
 def test_bad_overrides_are_refused(overrides: list[str], message: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", overrides)
     with pytest.raises(UserError, match=message):
         add_earlier_overrides([f"ckpt_path={run}"])
+
+
+def test_code_that_is_named_again_is_accepted(tmp_path: Path) -> None:
+    code = "+callbacks.x={_target_:mine.X,y:2}"
+    run = write_run(tmp_path / "run", [code, "seed=3"])
+    assert add_earlier_overrides([f"ckpt_path={run}", code]) == ["seed=3", f"ckpt_path={run}", code]

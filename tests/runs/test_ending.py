@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,12 +67,15 @@ def test_prediction_is_of_a_column_of_the_model(columns: tuple[str, ...], option
 
 def test_how_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a=1,b"
-    assert interrupted_message(folder) == "Interrupted before anything was saved in a=1,b"
+    assert interrupted_message(folder, []) == "Interrupted before anything was saved in a=1,b"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").write_text("")
-    _, command = interrupted_message(folder).splitlines()
+    _, command = interrupted_message(folder, []).splitlines()
     assert command == "  genre-train \"ckpt_path='a=1,b'\""
+    code = ["+callbacks.x._target_=mine.X", "+logger.y={_target_: mine.Y}"]
+    _, command = interrupted_message(folder, ["seed=1", *code]).splitlines()
+    assert shlex.split(command)[1:] == ["ckpt_path='a=1,b'", *code]
     # For train.py, run by an interpreter that is not on the PATH.
     monkeypatch.setattr(sys, "argv", ["clone/train.py"])
-    _, command = interrupted_message(folder).splitlines()
+    _, command = interrupted_message(folder, []).splitlines()
     assert command == "  ./python clone/train.py \"ckpt_path='a=1,b'\""

@@ -16,6 +16,7 @@ from genre_lightning.runs.process import (
     catch_signals,
     ending_signals,
     exit_when_process_ends,
+    hold_signals,
     raise_on_signals,
     release_signals,
 )
@@ -107,3 +108,17 @@ def test_sighup_ends_the_block() -> None:
         assert caught.value.code == 128 + signal.SIGHUP
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_waits_for_the_end_of_imports_but_not_the_second_one() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    imported = []
+    with pytest.raises(SystemExit) as ended, raise_on_signals(), hold_signals():
+        signal.raise_signal(signal.SIGINT)
+        imported.append("first")
+    assert ended.value.code == 130 and imported == ["first"]
+    with pytest.raises(SystemExit), hold_signals():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        imported.append("second")
+    assert imported == ["first"] and signal.getsignal(signal.SIGINT) == before

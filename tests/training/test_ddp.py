@@ -229,6 +229,8 @@ def test_a_failed_process_ends_the_others(start: Any, tmp_path: Path) -> None:
     process = start("failing")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 1 and "ProcessError: UserError: no movies here" in errors
+    # The only traceback is that of the starter.
+    assert errors.count("Traceback") == 1 and "torchrun" not in errors and "elastic" not in errors
     stored = json.loads((tmp_path / "result.json").read_text())
     assert stored["status"] == "failed" and stored["error"] == "UserError: no movies here"
     assert has_ended(int((tmp_path / "0.pid").read_text()))
@@ -271,7 +273,7 @@ def test_a_sweep_of_runs_in_two_processes(
     diverged, stored = (
         json.loads((tmp_path / "sweep" / job / "result.json").read_text()) for job in "01"
     )
-    assert diverged["status"] == "failed" and "not finite at epoch 0" in diverged["error"]
+    assert diverged["status"] == "failed" and "not finite in epoch 1" in diverged["error"]
     assert stored["status"] == "completed", process.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep"]
 

@@ -287,7 +287,7 @@ def test_divergence_is_an_error(
     make_module: MakeModule, data: MovieDataModule, tmp_path: Path
 ) -> None:
     module = make_module(lr=1e30)
-    with pytest.raises(DivergedError, match="not finite at epoch 0"):
+    with pytest.raises(DivergedError, match="not finite in epoch 1"):
         make_trainer(tmp_path).fit(module, data)
 
 

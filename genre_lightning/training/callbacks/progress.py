@@ -99,5 +99,5 @@ class Progress(RichProgressBar):
 
 
 def epoch_label(epoch: int, max_epochs: int | None) -> str:
-    """Return "Epoch 3/9", the epoch and the last one, counted from 0; "Epoch 3" without an end."""
-    return f"Epoch {epoch}/{max_epochs - 1}" if max_epochs and max_epochs > 0 else f"Epoch {epoch}"
+    """Return "Epoch 4/10", counted from 1, for Lightning's epoch 3; "Epoch 4" without an end."""
+    return f"Epoch {epoch + 1}" + (f"/{max_epochs}" if max_epochs and max_epochs > 0 else "")

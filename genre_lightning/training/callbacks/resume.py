@@ -32,6 +32,7 @@ from genre_lightning.runs.process import (
 from genre_lightning.runs.result import write_result
 from genre_lightning.runs.settings import flat_settings, may_change_on_resume
 from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
+from genre_lightning.wording import counted
 
 
 class Interrupted(SystemExit):
@@ -97,6 +98,7 @@ class Resume(Checkpoint):
         self.path = self.folder / "checkpoints" / "last.ckpt"
         self.signal: int | None = None
         self._restored: dict[str, Any] | None = None
+        self._restored_steps = -1
         self._original_threads: int | None = None
         self._last_saved: tuple[Any, Any] | None = None
         self._handlers: dict[int, Any] = {}
@@ -165,7 +167,9 @@ class Resume(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._restored = checkpoint[TRAINING_KEY]
-        trainer.should_stop = bool(self._restored["should_stop"])
+        self._restored_steps = checkpoint["global_step"]
+        still_stopped = _stays_stopped(trainer, checkpoint["callbacks"])
+        trainer.should_stop = bool(self._restored["should_stop"]) and still_stopped
         saver = trainer.checkpoint_callback
         if isinstance(saver, ModelCheckpoint):  # which saves current_score but doesn't load it
             state = checkpoint["callbacks"].get(saver.state_key, {})
@@ -183,6 +187,23 @@ class Resume(Checkpoint):
             for leftover in self.path.parent.glob(".*.ckpt.*"):  # from a kill while saving
                 leftover.unlink()
         self._catch_signals()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say why a resumed run trained nothing."""
+        if trainer.global_step != self._restored_steps:
+            return
+        epochs = counted(epochs_done(trainer), "epoch")
+        if trainer.should_stop and not _is_out_of_time(trainer):
+            reason = (
+                f"it was stopped early, after {epochs}; to train on, resume it with "
+                "callbacks.early_stopping=null or a larger callbacks.early_stopping.patience"
+            )
+        else:
+            limit = "max_time" if trainer.should_stop else "max_epochs"
+            limit = "max_steps" if _is_last_step(trainer) else limit
+            reason = f"its {epochs} are done; to train on, resume it with a larger trainer.{limit}"
+        if is_first_process():
+            print(f"Nothing is left to train in this run: {reason}", flush=True)
 
     def _restore(self, trainer: pl.Trainer, module: Any, saved: dict[str, Any]) -> None:
         trainer.callback_metrics.update(
@@ -359,6 +380,30 @@ def epochs_done(trainer: pl.Trainer) -> int:
     """
     progress: Any = trainer.fit_loop.epoch_progress.current
     return int(progress.processed)
+
+
+def _stays_stopped(trainer: pl.Trainer, states: Mapping[str, dict[str, Any]]) -> bool:
+    """Whether a run that was stopped early stays so: what stopped it is still there, as strict.
+
+    Args:
+        trainer: with the callbacks of the run that resumes.
+        states: the saved states of callbacks; early stopping gets its new patience, since Lightning
+            would go on with the saved one.
+    """
+    untyped: Any = trainer
+    callbacks = {callback.state_key: callback for callback in untyped.callbacks}
+    lifted = False
+    for key, state in states.items():
+        callback = callbacks.get(key)
+        if key.startswith("EarlyStopping"):
+            had_enough = state["wait_count"] >= state["patience"]
+            if callback is not None:
+                state["patience"] = callback.patience
+            has_enough = callback is not None and state["wait_count"] >= state["patience"]
+            lifted |= had_enough and not has_enough
+        elif key == "Pruning":
+            lifted |= state["pruned"] and callback is None
+    return not lifted
 
 
 def _is_last_epoch(trainer: pl.Trainer) -> bool:

@@ -10,9 +10,9 @@ from genre_lightning.training.callbacks.progress import Progress, epoch_label
 
 
 @pytest.mark.parametrize(
-    ("max_epochs", "text"), [(10, "Epoch 3/9"), (-1, "Epoch 3"), (None, "Epoch 3")]
+    ("max_epochs", "text"), [(10, "Epoch 4/10"), (-1, "Epoch 4"), (None, "Epoch 4")]
 )
-def test_epoch_label_shows_the_last_epoch_if_known(max_epochs: int | None, text: str) -> None:
+def test_epoch_label_counts_from_1(max_epochs: int | None, text: str) -> None:
     assert epoch_label(3, max_epochs) == text
     progress = Progress("val/loss")
     progress._trainer = Mock(max_epochs=max_epochs)
