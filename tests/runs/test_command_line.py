@@ -70,6 +70,10 @@ MISTAKES = {
     "+callbacks.es._target_=pytorch_lightning.callbacks.EarlyStopping +callbacks.es.monitor=x": (
         "callbacks.es.monitor=x is not a validation metric"
     ),
+    "hydra.sweep.subdir=x${seed} optimizer.lr=1,2 seed=1,2 -m": (
+        "gives jobs the same folder, such as optimizer.lr=1 and optimizer.lr=2: leave it out, or"
+    ),
+    "hydra.sweep.subdir=${hydra:job.num} sweep=optuna": "subdir can't be set with sweep=optuna",
     "model/branch=[title_tfidf],[title_linear] model.branches.title_tfidf.network.hidden=8 -m": (
         "no setting model.branches.title_tfidf.network.hidden with all of model/branch="
     ),
