@@ -28,6 +28,8 @@ from genre_lightning.wording import closest_name, did_you_mean
 #: Version of Hydra whose behaviour the configuration is written for.
 VERSION_BASE = "1.3"
 _SEARCH_PATH = "hydra.searchpath"
+#: Sections of which only the settings in the files are read, so that adding one has no effect.
+NOTHING_TO_ADD = ("model", "model.recipe", "sweep")
 #: Options that need an extra of the package.
 EXTRAS = {
     ("hydra/launcher", "submitit_slurm"): "slurm",
@@ -137,11 +139,13 @@ def _explain_unknown_setting(
             hint = f"{hint} {how_to_add}"
         return f"there is no setting {key}{hint}"
     if parent and siblings:
-        return f"there is no setting {key}; {parent} has {', '.join(siblings)}, and {how_to_add}"
+        names = ", ".join(siblings)
+        names += "" if parent in NOTHING_TO_ADD else f", and {how_to_add}"
+        return f"there is no setting {key}; {parent} has {names}"
     closest = closest_name(key, known, min_similarity=0.75)
     if closest is not None:
         return f"there is no setting {key}{did_you_mean(closest)}"
-    return f"there is no setting {key}; --help shows all, and {how_to_add}"
+    return f"there is no setting {key}; --help shows all"
 
 
 def _split_key(key: str, known: Collection[str]) -> tuple[str, str]:

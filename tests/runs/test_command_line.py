@@ -104,7 +104,9 @@ MISTAKES = {
     "hydra.run.dri=x": "did you mean hydra.run.dir?",
     "lr=1e-3": "there is no setting lr; did you mean optimizer.lr?",
     "dropout=0.3": "there is no setting dropout; did you mean model.dropout?",
-    "zzz=1": "there is no setting zzz; --help shows all, and +zzz=... adds one",
+    "zzz=1": "there is no setting zzz; --help shows all",
+    "model.recipe.zzz=1": "lr, weight_decay, batch_size, max_epochs, hidden, input_dropout",
+    "num_genres=5": "num_genres can't be set: it is the number of genres in the data",
     "model.branches.title_tfidf.zzz=1": "title_tfidf.zzz; model.branches.title_tfidf has input",
     "model=title model.branches.poster_resnet.a=1 model.branches.poster_resnet.b=1": (
         "no setting model.branches.poster_resnet.a; model.branches has title_tfidf, and +model"
