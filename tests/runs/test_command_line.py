@@ -104,6 +104,8 @@ MISTAKES = {
     "hydra.run.dri=x": "did you mean hydra.run.dir?",
     "lr=1e-3": "there is no setting lr; did you mean optimizer.lr?",
     "dropout=0.3": "there is no setting dropout; did you mean model.dropout?",
+    "data.path=movies.csv": "no setting data.path here, but data=manifest has it",
+    "data=manifest data.root=x": "here, but data=demo, data=ml1m and data=mmimdb have it",
     "zzz=1": "there is no setting zzz; --help shows all",
     "model.recipe.zzz=1": "lr, weight_decay, batch_size, max_epochs, hidden, input_dropout",
     "num_genres=5": "num_genres can't be set: it is the number of genres in the data",
@@ -123,6 +125,7 @@ EVALUATIONS = {
     "split=tset": "split=tset must be train, val or test; did you mean test?",
     "batch_size=0": "batch_size=0 must be a whole number of at least 1",
     "gallery=-1": "gallery=-1 must be a whole number of at least 0",
+    "data.path=movies.csv": "no setting data.path here, but data=manifest has it",
     "model=title": "model is not a setting of this command; --help shows all",
     "splt=val": "there is no setting splt; did you mean split?",
 }
