@@ -70,6 +70,7 @@ class OptunaSweeper(Sweeper):
     def _run_trials(self) -> list[JobReturn]:
         from genre_lightning.runs.naming import command_name, job_folder, sweep_overrides
         from genre_lightning.runs.result import read_result
+        from genre_lightning.sweeps.jobs import finished_job
         from genre_lightning.sweeps.journal import Journal, job_label
         from genre_lightning.sweeps.study import Trials, search_space
 
@@ -92,14 +93,20 @@ class OptunaSweeper(Sweeper):
         def folder(trial: Any) -> Path:
             return sweep / job_folder(job(trial), str(sweep))
 
+        load_config = self.hydra_context.config_loader.load_sweep_config
         journal = Journal(sweep)
         for trial in trials.finished():
+            # The run may have been trained for longer since, by its own folder.
+            result = read_result(folder(trial)) or {}
+            event = {"monitor": self.config.monitor, "monitor_value": trial.value}
+            if result.get("status") == "completed":
+                config = load_config(self.config, job(trial))
+                event = finished_job(folder(trial), result, config, job(trial))
             journal.write(
                 "already finished",
                 job=job_label(job(trial), sweep),
                 folder=folder(trial).name,
-                monitor=self.config.monitor,
-                monitor_value=trial.value,
+                **event,
             )
         returns: list[JobReturn] = []
         while not journal.is_stopped(self.config.sweep.fail_fast):

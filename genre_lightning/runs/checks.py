@@ -110,8 +110,9 @@ RULES: dict[str, Rule] = {
     "training.stacking": _FLAG,
     "val_limit": _COUNT_OR_NULL,
 }
-#: Arguments of Lightning's trainer that would have no effect here, and what to do instead.
+#: Settings that would have no effect here, and what to do instead.
 NO_EFFECT = {
+    "num_genres": "it is the number of genres in the data",
     "trainer.callbacks": "callbacks are +callbacks.NAME._target_=CLASS",
     "trainer.enable_checkpointing": "a run always keeps best.ckpt and last.ckpt",
     "trainer.limit_predict_batches": "a training predicts nothing",

@@ -25,6 +25,7 @@ from genre_lightning.runs.ckpt_path import best_checkpoint, last_checkpoint, sta
 from genre_lightning.runs.composing import (
     compose_once,
     exact_decimal_ranges,
+    refuse_merged_branches,
     skip_mode_check,
     speed_up_composition,
 )
@@ -119,6 +120,7 @@ def command(
                     speed_up_composition(),
                     composition(),
                     exact_decimal_ranges(),
+                    refuse_merged_branches(),
                     at_end,
                 ):
                     main()

@@ -1,4 +1,4 @@
-"""Patches to Hydra's composition: only once, faster, and with exact decimal ranges."""
+"""Patches to Hydra's composition: only once, faster, exact ranges, and no merged branches."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.hydra import Hydra
+from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.types import FloatRange
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from genre_lightning.errors import UserError
+
+#: Start of the paths of the branches' files in conf/.
+BRANCHES = "model/branch/"
 
 
 @contextmanager
@@ -175,6 +181,39 @@ def exact_decimal_ranges() -> Iterator[None]:
         )
 
     with _patched(FloatRange, "__post_init__", to_decimals):
+        yield
+
+
+@contextmanager
+def refuse_merged_branches() -> Iterator[None]:
+    """Refuse two branches with the same package, whose settings Hydra would merge into one branch.
+
+    A branch may still inherit from another one, by a defaults list in its own file.
+
+    Raises:
+        UserError: naming both options, while Hydra composes.
+    """
+    compose: Callable[..., DictConfig] = ConfigLoaderImpl._compose_config_from_defaults_list
+
+    def check_and_compose(
+        loader: ConfigLoaderImpl, defaults: list[ResultDefault], repo: Any
+    ) -> DictConfig:
+        options: dict[str | None, str] = {}
+        for default in defaults:
+            path, parent = default.config_path or "", default.parent or ""
+            if not path.startswith(BRANCHES) or parent.startswith(BRANCHES):
+                continue
+            option = path.removeprefix(BRANCHES)
+            other = options.setdefault(default.package, option)
+            if other != option:
+                raise UserError(
+                    f"the branches {other} and {option} would be merged into one, since both are "
+                    f"{default.package}: begin the file of one of them with # @package "
+                    "model.branches. and its own name, or leave one out"
+                )
+        return compose(loader, defaults, repo)
+
+    with _patched(ConfigLoaderImpl, "_compose_config_from_defaults_list", check_and_compose):
         yield
 
 

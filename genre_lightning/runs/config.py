@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.files import remove_unfinished, whole_file
 from genre_lightning.runs.ckpt_path import CONFIG_FOLDER, LAST
+from genre_lightning.runs.naming import key_of, read_overrides
+from genre_lightning.runs.settings import changes_no_result, flat_settings, may_change_on_resume
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:
@@ -60,6 +63,46 @@ def recorded_config(cfg: DictConfig, folder: Path) -> Iterator[None]:
         if modified_at == _modified_at(last):
             _write(previous_files)
         raise
+
+
+def changed_config(
+    folder: Path, cfg: DictConfig, earlier: Sequence[str], now: Sequence[str]
+) -> list[str]:
+    """Settings of a finished run that are different in a configuration composed for it now.
+
+    Left out are settings that change no result, the GPU that a sweep chose, and settings that may
+    change on resume if an override explains the difference: the run was then trained for longer.
+
+    Args:
+        folder: the run folder.
+        cfg: the composed configuration.
+        earlier: overrides of the run.
+        now: overrides of ``cfg``.
+
+    Returns:
+        Texts such as "optimizer.lr (0.1 there, 0.2 here)"; none if the run has no ``config.yaml``.
+    """
+    file = folder / CONFIG_FOLDER / "config.yaml"
+    if not file.is_file():
+        return []
+    there, here = (_unresolved(config) for config in (OmegaConf.load(file), cfg))
+    overridden = {key_of(o).replace("/", ".") for o in read_overrides({*earlier} ^ {*now})}
+
+    def is_explained(name: str) -> bool:
+        return may_change_on_resume(name) and any(
+            name == key or name.startswith(f"{key}.") for key in overridden
+        )
+
+    return [
+        f"{name} ({there.get(name, 'not set')} there, {here.get(name, 'not set')} here)"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
+        and not (changes_no_result(name) or name == "trainer.devices" or is_explained(name))
+    ]
+
+
+def _unresolved(config: Any) -> dict[str, Any]:
+    return flat_settings(cast("dict[str, Any]", OmegaConf.to_container(config)))
 
 
 def _modified_at(path: Path) -> int | None:

@@ -23,11 +23,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from genre_lightning.errors import UserError
-from genre_lightning.wording import closest_name, did_you_mean
+from genre_lightning.wording import closest_name, did_you_mean, listed
 
 #: Version of Hydra whose behaviour the configuration is written for.
 VERSION_BASE = "1.3"
 _SEARCH_PATH = "hydra.searchpath"
+#: Sections of which only the settings in the files are read, so that adding one has no effect.
+NOTHING_TO_ADD = ("model", "model.recipe", "sweep")
 #: Options that need an extra of the package.
 EXTRAS = {
     ("hydra/launcher", "submitit_slurm"): "slurm",
@@ -111,6 +113,7 @@ def _explain_unknown_setting(
             with suppress(HydraException):
                 composed = compose(config, [*folders, *candidates], return_hydra_config=True)
                 break
+        owners = _options_with(key, config, folders)
     plain = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(plain, dict)
     known = [*groups, *_keys(plain)]
@@ -122,6 +125,9 @@ def _explain_unknown_setting(
             f"there is no setting {key} with all of {' '.join(choices)}: leave it out, or give the "
             "options that have it in a command of their own"
         )
+    if owners:  # data.path is a setting of data=manifest
+        have = "has" if len(owners) == 1 else "have"
+        return f"there is no setting {key} here, but {listed(owners)} {have} it"
     if same_ending := [name for name in known if name.endswith(f".{key}")]:  # optimizer.lr for lr
         nearest = min(same_ending, key=lambda name: name.count("."))
         return f"there is no setting {key}{did_you_mean(nearest)}"
@@ -137,11 +143,28 @@ def _explain_unknown_setting(
             hint = f"{hint} {how_to_add}"
         return f"there is no setting {key}{hint}"
     if parent and siblings:
-        return f"there is no setting {key}; {parent} has {', '.join(siblings)}, and {how_to_add}"
+        names = ", ".join(siblings)
+        names += "" if parent in NOTHING_TO_ADD else f", and {how_to_add}"
+        return f"there is no setting {key}; {parent} has {names}"
     closest = closest_name(key, known, min_similarity=0.75)
     if closest is not None:
         return f"there is no setting {key}{did_you_mean(closest)}"
-    return f"there is no setting {key}; --help shows all, and {how_to_add}"
+    return f"there is no setting {key}; --help shows all"
+
+
+def _options_with(key: str, config: str, folders: Sequence[str]) -> list[str]:
+    """The choices of a group, such as data=manifest, that have a setting which others lack."""
+    group, _, setting = key.partition(".")
+    loader = GlobalHydra.instance().config_loader()
+    if not setting or "." in setting or group not in _groups(loader):
+        return []
+    found = []
+    for option in loader.get_group_options(group, config_name=config, overrides=list(folders)):
+        with suppress(HydraException):
+            composed = compose(config, [*folders, f"{group}={option}"])
+            if option != "base" and setting in list(composed.get(group) or ()):
+                found.append(f"{group}={option}")
+    return found
 
 
 def _split_key(key: str, known: Collection[str]) -> tuple[str, str]:

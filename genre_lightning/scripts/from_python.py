@@ -20,7 +20,11 @@ from genre_lightning.page.document import render_fragment
 from genre_lightning.report.numbers import number
 from genre_lightning.runs.ckpt_path import BEST
 from genre_lightning.runs.command_line import plain_errors
-from genre_lightning.runs.composing import compose_once, speed_up_composition
+from genre_lightning.runs.composing import (
+    compose_once,
+    refuse_merged_branches,
+    speed_up_composition,
+)
 from genre_lightning.runs.config_errors import VERSION_BASE, searchpath_override
 from genre_lightning.runs.earlier import add_earlier_overrides
 from genre_lightning.runs.naming import key_of, read_overrides
@@ -151,6 +155,7 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
         with (
             plain_errors(CONF, "train", given),
             speed_up_composition(),
+            refuse_merged_branches(),
             compose_once(),
             initialize_config_dir(str(CONF), version_base=VERSION_BASE, job_name="train"),
         ):

@@ -18,14 +18,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from genre_lightning.errors import UserError
 from genre_lightning.files import FullDiskError, remove_unfinished, whole_file
-from genre_lightning.runs.command_line import at_end
+from genre_lightning.runs.command_line import at_end, folder_of
 from genre_lightning.runs.naming import (
     command_name,
     read_command,
@@ -79,6 +84,7 @@ class SweepCallback(Callback):
         keys = [key for key, override in overrides.items() if override.is_sweep_override()]
         _check_swept(keys, overrides.values())
         self.folder = Path(config.hydra.sweep.dir)
+        _check_folders(config, overrides.values())
         # Only studies have n_trials. A study is checked before anything is written.
         num_trials = config.hydra.sweeper.get("n_trials")
         if num_trials is None:
@@ -328,6 +334,40 @@ def _check_swept(keys: Iterable[str], overrides: Iterable[Override]) -> None:
     for override in overrides:
         if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
             raise UserError(f"{override.input_line} has no values, so there are no jobs")
+
+
+def _check_folders(config: DictConfig, overrides: Iterable[Override]) -> None:
+    """Refuse a user's hydra.sweep.subdir by which two jobs would share a folder."""
+    subdir = OmegaConf.to_container(config.hydra.sweep)["subdir"]  # type: ignore[index, call-overload]
+    if "${job_folder:" in subdir:
+        return
+    if "n_trials" in config.hydra.sweeper:
+        raise UserError(
+            "hydra.sweep.subdir can't be set with sweep=optuna, which finds its trials by the "
+            "usual names: leave it out"
+        )
+    (grid,) = BasicSweeper.split_arguments(list(overrides), None)
+    jobs: dict[str, list[str]] = {}
+    restore_composition = cache_job_configs(keep=False)
+    try:
+        for number, job in enumerate(grid):
+            cfg = GlobalHydra.instance().config_loader().load_sweep_config(config, job)
+            with open_dict(cfg):
+                cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
+            name = os.path.normpath(folder_of(cfg, "sweep") / cfg.hydra.sweep.subdir)
+            other = jobs.setdefault(name, job)
+            if other != job:
+                raise UserError(
+                    f"hydra.sweep.subdir={subdir} gives jobs the same folder, such as "
+                    f"{' '.join(sorted({*other} - {*job}))} and "
+                    f"{' '.join(sorted({*job} - {*other}))}: leave it out, or add "
+                    "${hydra:job.num}"
+                )
+    except (HydraException, OmegaConfBaseException):
+        return  # Hydra raises it again, before the first job
+    finally:
+        restore_composition()
+        HydraConfig.instance().set_config(config)
 
 
 def _log_scales(overrides: Mapping[str, Override]) -> dict[str, bool]:

@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from genre_lightning.garbage import freeze_imports
 from genre_lightning.quiet import quiet_libraries
 from genre_lightning.runs.checks import check_settings
 from genre_lightning.runs.ckpt_path import LAST, starting_point
-from genre_lightning.runs.config import recorded_config
+from genre_lightning.runs.config import changed_config, recorded_config
 from genre_lightning.runs.ending import completed_message, interrupted_message, resuming_overrides
 from genre_lightning.runs.lock import FolderInUseError, is_running
 from genre_lightning.runs.naming import changed_settings, read_command
@@ -47,9 +47,12 @@ from genre_lightning.sweeps.processes import (
     processes_to_start,
     run_in_processes,
 )
+from genre_lightning.wording import first_few
 
 Train = Callable[[DictConfig, Path, dict[str, Any]], None]
 
+#: Maximum number of changed settings that an error names.
+MAX_NAMED_SETTINGS = 4
 #: The command whose jobs this process runs, and what these jobs share.
 _shared: tuple[Any, dict[str, Any]] = (None, {})
 
@@ -285,8 +288,7 @@ def _train_if_needed(
     earlier = read_result(folder)
     if earlier is not None and earlier["status"] == "completed":
         overrides = HydraConfig.get().overrides.task
-        changed = changed_settings(earlier.get("overrides", []), overrides)
-        reporter.report("already finished", changed=changed, **_score(earlier))
+        reporter.report("already finished", **finished_job(folder, earlier, cfg, overrides))
         value: float | None = earlier["monitor_value"]
         return value
     if reporter.journal.is_stopped(cfg.sweep.fail_fast):
@@ -313,6 +315,31 @@ def _train_if_needed(
     )
     value = result["monitor_value"]
     return value
+
+
+def finished_job(
+    folder: Path, result: Mapping[str, Any], cfg: DictConfig, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """Return what the event of a finished job reports.
+
+    Args:
+        folder: the job's folder.
+        result: the content of its ``result.json``.
+        cfg: the job's configuration, composed now.
+        overrides: the job's overrides.
+
+    Raises:
+        UserError: the run in the folder had another configuration.
+    """
+    earlier = result.get("overrides", [])
+    differences = changed_config(folder, cfg, earlier, overrides)
+    if differences:
+        raise UserError(
+            f"{relative_to_cwd(folder)} was trained with other settings than the command now has: "
+            f"{first_few(differences, MAX_NAMED_SETTINGS)}; name another sweep by sweep.name, or "
+            "move this folder away to train the job again"
+        )
+    return {"changed": changed_settings(earlier, overrides), **_score(result)}
 
 
 def _score(result: Mapping[str, Any]) -> dict[str, Any]:

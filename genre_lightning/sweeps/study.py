@@ -224,7 +224,16 @@ class Trials:
                 self.study.tell(trial.number, state=TrialState.FAIL)
         for trial in self._in_state(TrialState.FAIL):
             if trial.number not in self._repeated():
-                self.study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+                # Values outside a range that has been narrowed since are drawn anew.
+                params = trial.params if self._can_draw(trial.params) else {}
+                self.study.enqueue_trial(params, user_attrs={"again": trial.number})
+
+    def _can_draw(self, params: Mapping[str, Any]) -> bool:
+        """Whether all values are in the search space."""
+        return all(
+            self.space[key]._contains(self.space[key].to_internal_repr(value))
+            for key, value in params.items()
+        )
 
     def _in_state(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states)

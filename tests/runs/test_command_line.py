@@ -74,6 +74,10 @@ MISTAKES = {
     "+callbacks.es._target_=pytorch_lightning.callbacks.EarlyStopping +callbacks.es.monitor=x": (
         "callbacks.es.monitor=x is not a validation metric"
     ),
+    "hydra.sweep.subdir=x${seed} optimizer.lr=1,2 seed=1,2 -m": (
+        "gives jobs the same folder, such as optimizer.lr=1 and optimizer.lr=2: leave it out, or"
+    ),
+    "hydra.sweep.subdir=${hydra:job.num} sweep=optuna": "subdir can't be set with sweep=optuna",
     "model/branch=[title_tfidf],[title_linear] model.branches.title_tfidf.network.hidden=8 -m": (
         "no setting model.branches.title_tfidf.network.hidden with all of model/branch="
     ),
@@ -104,7 +108,11 @@ MISTAKES = {
     "hydra.run.dri=x": "did you mean hydra.run.dir?",
     "lr=1e-3": "there is no setting lr; did you mean optimizer.lr?",
     "dropout=0.3": "there is no setting dropout; did you mean model.dropout?",
-    "zzz=1": "there is no setting zzz; --help shows all, and +zzz=... adds one",
+    "data.path=movies.csv": "no setting data.path here, but data=manifest has it",
+    "data=manifest data.root=x": "here, but data=demo, data=ml1m and data=mmimdb have it",
+    "zzz=1": "there is no setting zzz; --help shows all",
+    "model.recipe.zzz=1": "lr, weight_decay, batch_size, max_epochs, hidden, input_dropout",
+    "num_genres=5": "num_genres can't be set: it is the number of genres in the data",
     "model.branches.title_tfidf.zzz=1": "title_tfidf.zzz; model.branches.title_tfidf has input",
     "model=title model.branches.poster_resnet.a=1 model.branches.poster_resnet.b=1": (
         "no setting model.branches.poster_resnet.a; model.branches has title_tfidf, and +model"
@@ -121,6 +129,7 @@ EVALUATIONS = {
     "split=tset": "split=tset must be train, val or test; did you mean test?",
     "batch_size=0": "batch_size=0 must be a whole number of at least 1",
     "gallery=-1": "gallery=-1 must be a whole number of at least 0",
+    "data.path=movies.csv": "no setting data.path here, but data=manifest has it",
     "model=title": "model is not a setting of this command; --help shows all",
     "splt=val": "there is no setting splt; did you mean split?",
 }

@@ -20,11 +20,13 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf, read_write
 from omegaconf.errors import GrammarParseError
 
+from genre_lightning.errors import UserError
 from genre_lightning.runs.composing import (
     avoid_copies_of_defaults,
     cache_parsed_interpolations,
     compose_once,
     exact_decimal_ranges,
+    refuse_merged_branches,
     skip_mode_check,
     speed_up_composition,
     use_libyaml,
@@ -43,6 +45,27 @@ def hydra(repository: Path) -> Iterator[Hydra]:
         yield found
     assert ConfigLoaderImpl.load_configuration is original_load
     assert omegaconf._utils.get_yaml_loader is original_yaml
+
+
+def test_two_branches_of_the_same_package_are_refused(hydra: Hydra, tmp_path: Path) -> None:
+    folder = tmp_path / "model" / "branch"
+    folder.mkdir(parents=True)
+    child = "defaults: [text_tfidf@_here_, _self_]\ninput: {column: plot}\n"
+    (folder / "plot.yaml").write_text(f"# @package model.branches.plot\n{child}")
+    (folder / "copy.yaml").write_text(f"# @package model.branches.text_tfidf\n{child}")
+
+    def branches(*overrides: str) -> list[str]:
+        cfg = compose("train", [f"hydra.searchpath=['file://{tmp_path}']", *overrides])
+        return list(cfg.model.branches)
+
+    with refuse_merged_branches():
+        # plot inherits the settings of text_tfidf.
+        assert branches("model/branch=[text_tfidf,plot]") == ["text_tfidf", "plot"]
+        assert branches("model/branch=[copy]") == ["text_tfidf"]
+        with pytest.raises(UserError, match=r"text_tfidf and copy would .*branches\.text_tfidf:"):
+            branches("model/branch=[text_tfidf,copy]")
+        with pytest.raises(UserError, match="title_tfidf and text would be merged"):
+            branches("+model/branch@model.branches.title_tfidf=text")
 
 
 @pytest.fixture

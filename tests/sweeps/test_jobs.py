@@ -171,6 +171,28 @@ def test_finished_jobs_are_not_run_again(
 
 
 @pytest.mark.slow
+def test_finished_jobs_of_a_changed_file_are_refused(sweep_here: Sweep, tmp_path: Path) -> None:
+    file = tmp_path / "mine" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    command = ("-m", "--config-dir", str(tmp_path / "mine"), "experiment=mine")
+
+    def write(loss: float) -> None:
+        file.write_text(f"# @package _global_\ntraining:\n  branch_loss: {loss}\n")
+
+    write(0.25)
+    assert sweep_here(*command, "optimizer.lr=1e-2")[0] == 0
+    (folder,) = jobs(tmp_path / "runs" / "sweeps" / "s").values()
+    before = contents(folder)
+    write(0.75)
+    code, output = sweep_here(*command, "optimizer.lr=1e-2,1e-3")
+    assert code == 1 and "1 failed, 1 completed" in output and contents(folder) == before
+    assert "settings than the command now has: training.branch_loss (0.25 there, 0.75" in output
+    write(0.25)
+    code, output = sweep_here(*command, "optimizer.lr=1e-2", "checkpoint_min_seconds=3")
+    assert code == 0 and "1 already finished" in output
+
+
+@pytest.mark.slow
 def test_the_ready_made_sweep(sweep_here: Sweep, repository: Path) -> None:
     dropouts = "model.dropout=range(0.1,0.4,0.1)"
     code, output = sweep_here("sweep=lr_dropout", "optimizer.lr=1e-2", dropouts)

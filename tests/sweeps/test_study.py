@@ -28,6 +28,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 
 from genre_lightning.errors import UserError
+from genre_lightning.runs.result import write_result
 from genre_lightning.sweeps.study import FILE, NAME, Trials, count_trials, distribution, storage
 from genre_lightning.training.callbacks.pruning import Pruning
 from tests.forking import Command, run_command
@@ -147,6 +148,21 @@ def test_failed_trials_are_repeated_and_interrupted_ones_continued(tmp_path: Pat
     assert study.tell(4, {"status": "failed"}) and not study.ask(4)
     assert trials(tmp_path).ask(4)
     assert [trial.params for trial in trials(tmp_path).unfinished()].count(failed) == 1
+
+
+def test_a_failed_trial_outside_a_narrowed_range_is_replaced(tmp_path: Path) -> None:
+    study = trials(tmp_path)
+    while study.ask(4):
+        pass
+    for trial in study.unfinished():
+        study.tell(trial.number, {"status": "failed"})
+    drawn = sorted(trial.params["optimizer.lr"] for trial in read_trials(tmp_path))
+    narrowed = {"optimizer.lr": FloatDistribution(1e-4, drawn[1], log=True)}
+    study = trials(tmp_path, narrowed)
+    while study.ask(4):
+        pass
+    again = [trial.params["optimizer.lr"] for trial in study.unfinished()]
+    assert len(again) == 4 and set(drawn[:2]) < set(again) and max(again) <= drawn[1]
 
 
 def test_a_trial_killed_before_its_values_were_drawn_is_replaced(tmp_path: Path) -> None:
@@ -325,6 +341,12 @@ def test_a_trial_with_the_values_of_an_earlier_one_takes_its_score(
     (result,) = results(tmp_path / "study")
     values = [trial.value for trial in read_trials(tmp_path / "study")]
     assert values == [result["monitor_value"]] * 3
+    # As if the job had been trained for longer by its own folder.
+    (folder,) = (file.parent for file in (tmp_path / "study").glob("*/result.json"))
+    result["overrides"].append("trainer.max_epochs=9")
+    write_result(folder, {**result, "monitor_value": 0.987})
+    process = run_command([*command, *space, "sweep.n_trials=3"], tmp_path)
+    assert process.stdout.count("with trainer.max_epochs=9  val/map_macro 0.987\n") == 3
 
     def contents() -> dict[Path, bytes]:
         files = (path for path in (tmp_path / "study").rglob("*") if path.is_file())
