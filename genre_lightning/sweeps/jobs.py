@@ -36,7 +36,7 @@ from genre_lightning.runs.ending import completed_message, interrupted_message, 
 from genre_lightning.runs.lock import FolderInUseError, is_running
 from genre_lightning.runs.naming import changed_settings, read_command
 from genre_lightning.runs.process import hold_signals, is_first_process
-from genre_lightning.runs.quoting import shell_command
+from genre_lightning.runs.quoting import relative_to_cwd, shell_command
 from genre_lightning.runs.result import read_result, recorded_run
 from genre_lightning.sweeps.composing import cache_job_configs
 from genre_lightning.sweeps.devices import claim_device, claims_folder, gpu_names
