@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--posters", type=int, default=512, help="number of drawn ones; default 512"
     )
     parser.add_argument("--size", type=int, default=256, help="H = W; default 256")
-    parser.add_argument("--shrink", type=int, default=2, help="as in the default recipe; default 2")
+    parser.add_argument("--shrink", type=int, default=4, help="as in the default recipe; default 4")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         if args.root is None:
