@@ -12,11 +12,12 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY, check_card
 from genre_lightning.checkpoint.resuming import keep_paths_inside
+from genre_lightning.checkpoint.writing import check_plain
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.errors import SettingError, TrainingError, UserError
 from genre_lightning.inputs.input import derive_seed
@@ -332,7 +333,7 @@ class GenreModule(pl.LightningModule):
                 "trainer.max_epochs=-1: the scheduler needs a known end: set trainer.max_steps"
             )
         try:
-            scheduler = self.make_scheduler(optimizer, total_steps=int(steps))
+            scheduler: Any = self.make_scheduler(optimizer, total_steps=int(steps))
         except (TypeError, ValueError) as error:
             hint = (
                 ". A schedule takes the optimizer and total_steps, and is stepped after each "
@@ -340,6 +341,11 @@ class GenreModule(pl.LightningModule):
             )
             reason = f"{error}{hint}" if "total_steps" in str(error) else error
             raise SettingError(f"scheduler: {reason}") from error
+        if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+            raise SettingError(
+                "scheduler: a schedule returns a scheduler of PyTorch that is stepped after each "
+                f"batch, without a metric; this one returned a {type(scheduler).__name__}"
+            )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -354,8 +360,9 @@ class GenreModule(pl.LightningModule):
         return self.num_movies * (members - self.by_folds) * self.network.num_genres
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the plain data that rebuilds the model."""
+        """Add the plain data that rebuilds the model, and check what all others added."""
         checkpoint[CHECKPOINT_KEY] = self._card()
+        check_plain(checkpoint)  # here, since Lightning calls the module last
 
     def _card(self) -> dict[str, Any]:
         """Return plain data that rebuilds the model, see :mod:`genre_lightning.checkpoint.card`."""

@@ -21,7 +21,7 @@ from genre_lightning.checkpoint.card import CHECKPOINT_KEY, CheckpointError
 from genre_lightning.data import datamodule
 from genre_lightning.data.batch import MovieBatch, map_tensors
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.errors import SettingError, UserError
+from genre_lightning.errors import SettingError, TrainingError, UserError
 from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
@@ -384,3 +384,37 @@ def test_invalid_lr_scales_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         make_module(lr_scales=scales)
+
+
+def test_a_callback_whose_state_could_not_be_read_again_is_refused_when_saved(
+    make_module: MakeModule, data: MovieDataModule, tmp_path: Path
+) -> None:
+    class Best(pl.Callback):
+        def state_dict(self) -> dict[str, Any]:
+            return {"best": np.float64(0.5)}
+
+    trainer = make_trainer(tmp_path, callbacks=[Best()], max_steps=1)
+    trainer.fit(make_module("title"), datamodule=data)
+    with pytest.raises(TrainingError, match=r"Best\.best is of <class 'numpy.float64'>"):
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name"),
+    [
+        (lambda optimizer, total_steps: None, "NoneType"),
+        (
+            lambda optimizer, total_steps: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer),
+            "ReduceLROnPlateau",
+        ),
+    ],
+    ids=["none", "needs a metric"],
+)
+def test_a_schedule_that_returns_something_else_is_refused(
+    schedule: Any, name: str, make_module: MakeModule, data: MovieDataModule, tmp_path: Path
+) -> None:
+    module = make_module("title")
+    module.make_scheduler = schedule
+    with pytest.raises(SettingError, match=rf"^scheduler: .* returned a {name}$"):
+        make_trainer(tmp_path).fit(module, datamodule=data)
