@@ -254,7 +254,11 @@ class GenreModule(pl.LightningModule):
                 logits, targets = logits[is_trained_on], targets[is_trained_on]
             else:
                 logits, targets = logits.flatten(0, 1), targets.flatten(0, 1)
-        loss: Tensor = self.loss(logits, targets)
+        loss = self.loss(logits, targets)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(type(loss))
+            name = type(self.loss).__name__
+            raise ValueError(f"a loss of class {name} gives {given}, not a tensor with one number")
         return loss
 
     def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:

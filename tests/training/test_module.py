@@ -418,3 +418,19 @@ def test_a_schedule_that_returns_something_else_is_refused(
     module.make_scheduler = schedule
     with pytest.raises(SettingError, match=rf"^scheduler: .* returned a {name}$"):
         make_trainer(tmp_path).fit(module, datamodule=data)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [(torch.zeros(8), r"shape \(8,\)"), (1.0, "<class 'float'>"), (None, "<class 'NoneType'>")],
+    ids=["several numbers", "a float", "nothing"],
+)
+def test_a_loss_that_is_not_one_number_is_named(
+    output: Any, message: str, make_module: MakeModule, data: MovieDataModule
+) -> None:
+    module = make_module()
+    module.loss.forward = lambda logits, targets: output
+    with pytest.raises(
+        ValueError, match=rf"^a loss of class BCELoss gives {message}, not a tensor with one"
+    ):
+        module.batch_loss(first_batch(data))
