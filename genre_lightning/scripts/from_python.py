@@ -42,8 +42,8 @@ ONE_RUN = (
 #: Message about a program that uses Hydra itself.
 HYDRA_IN_USE = (
     "genre_lightning.train needs Hydra for itself, and another training in a thread of this "
-    "program, @hydra.main or hydra.initialize uses it: train in a process of its own, or, once that "
-    "is not needed any more, call hydra.core.global_hydra.GlobalHydra.instance().clear()"
+    "program, @hydra.main or hydra.initialize uses it: train in a process of its own, or, once "
+    "that is not needed any more, call hydra.core.global_hydra.GlobalHydra.instance().clear()"
 )
 #: Labels of the metrics that a notebook shows; ``result`` has all metrics.
 SHOWN_METRICS = {
