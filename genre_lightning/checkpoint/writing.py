@@ -40,8 +40,8 @@ def check_plain(value: Any, where: str = "") -> None:
     if problem is not None:
         raise TrainingError(
             f"the checkpoint's {where} {problem}, and a checkpoint contains only tensors and plain "
-            "numbers, strings, lists and dicts: convert it where it is stored, such as in the "
-            "callback's state_dict"
+            "numbers, strings, lists and dicts: convert it where it comes from, such as by float() "
+            "in a schedule, or in a callback's state_dict"
         )
 
 

@@ -15,7 +15,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
-from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY, check_card
+from genre_lightning.checkpoint.card import (
+    CHECKPOINT_FORMAT,
+    CHECKPOINT_KEY,
+    KNOWN_ENTRIES,
+    check_card,
+)
 from genre_lightning.checkpoint.resuming import keep_paths_inside
 from genre_lightning.checkpoint.writing import check_plain
 from genre_lightning.data.batch import MovieBatch
@@ -321,11 +326,16 @@ class GenreModule(pl.LightningModule):
         return self._make_optimizer(groups)
 
     def _make_optimizer(self, parameters: Iterable[Any]) -> Optimizer:
-        """Build an optimizer; raise SettingError if it refuses its arguments."""
+        """Build an optimizer; raise SettingError if it refuses its arguments, or is none."""
         try:
-            return self.make_optimizer(parameters)
+            optimizer: Any = self.make_optimizer(parameters)
         except (TypeError, ValueError) as error:
             raise SettingError(f"optimizer: {error}") from error
+        if not isinstance(optimizer, Optimizer):
+            raise SettingError(
+                f"optimizer: a {type(optimizer).__name__} is no optimizer of PyTorch"
+            )
+        return optimizer
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer()
@@ -364,8 +374,17 @@ class GenreModule(pl.LightningModule):
         return self.num_movies * (members - self.by_folds) * self.network.num_genres
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the plain data that rebuilds the model, and check what all others added."""
+        """Add the plain data that rebuilds the model, and check what all others added.
+
+        Raises:
+            TrainingError: a callback, schedule or optimizer added what can't be read again.
+        """
         checkpoint[CHECKPOINT_KEY] = self._card()
+        if unknown := sorted(checkpoint.keys() - KNOWN_ENTRIES):
+            raise TrainingError(
+                f"a checkpoint can't have the entry {unknown[0]}: a callback keeps what it needs "
+                "by its state_dict and load_state_dict"
+            )
         check_plain(checkpoint)  # here, since Lightning calls the module last
 
     def _card(self) -> dict[str, Any]:

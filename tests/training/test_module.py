@@ -386,18 +386,46 @@ def test_invalid_lr_scales_are_refused(
         make_module(lr_scales=scales)
 
 
-def test_a_callback_whose_state_could_not_be_read_again_is_refused_when_saved(
-    make_module: MakeModule, data: MovieDataModule, tmp_path: Path
-) -> None:
-    class Best(pl.Callback):
-        def state_dict(self) -> dict[str, Any]:
-            return {"best": np.float64(0.5)}
+class Stores(pl.Callback):
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": np.float64(0.5)}
 
-    trainer = make_trainer(tmp_path, callbacks=[Best()], max_steps=1)
+
+class Adds(pl.Callback):
+    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mine"] = 1
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (Stores(), r"callbacks\.Stores\.best is of <class 'numpy.float64'>"),
+        (Adds(), "can't have the entry mine: a callback keeps what it needs by its state_dict"),
+    ],
+    ids=["no plain data", "an entry of its own"],
+)
+def test_what_a_callback_adds_must_be_readable(
+    callback: pl.Callback,
+    message: str,
+    make_module: MakeModule,
+    data: MovieDataModule,
+    tmp_path: Path,
+) -> None:
+    trainer = make_trainer(tmp_path, callbacks=[callback], max_steps=1)
     trainer.fit(make_module("title"), datamodule=data)
-    with pytest.raises(TrainingError, match=r"Best\.best is of <class 'numpy.float64'>"):
+    with pytest.raises(TrainingError, match=message):
         trainer.save_checkpoint(tmp_path / "last.ckpt")
     assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_an_optimizer_that_is_none_is_refused(
+    make_module: MakeModule, data: MovieDataModule, tmp_path: Path
+) -> None:
+    module = make_module("title")
+    nothing: Callable[..., Any] = lambda parameters: None  # noqa: E731
+    module.make_optimizer = nothing
+    with pytest.raises(SettingError, match=r"^optimizer: a NoneType is no optimizer of PyTorch$"):
+        make_trainer(tmp_path).fit(module, datamodule=data)
 
 
 @pytest.mark.parametrize(
