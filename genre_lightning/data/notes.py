@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection, Sequence
 
 from rich.table import Table
 
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.inputs.poster_cache import NO_SUCH_FILE
+from genre_lightning.models.networks import branch_name_problem
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.movies.summary import (
+    MAX_NAMED,
     absent_posters,
     dataset_table,
     duplicate_movie_notes,
     render_table,
     universal_genre_notes,
     unlearnable_genre_notes,
-    unread_column_notes,
 )
+from genre_lightning.wording import first_few
 
 
 def dataset_summary(data: MovieDataModule) -> list[Table | str]:
@@ -60,6 +63,27 @@ def dataset_summary(data: MovieDataModule) -> list[Table | str]:
         if reason != NO_SUCH_FILE
     ]
     return lines
+
+
+def unread_column_notes(columns: Sequence[str], read: Collection[str]) -> list[str]:
+    """Name the further text columns that no branch reads, in a sentence, if there are any.
+
+    Args:
+        columns: of the dataset.
+        read: the columns that branches read.
+    """
+    unread = [name for name in columns if name not in {"title", "poster", *read}]
+    if not unread:
+        return []
+    noun = "column" if len(unread) == 1 else "columns"
+    # A name with other characters would need quotes, and can't be the name of a branch.
+    name = next((name for name in unread if not branch_name_problem(f"{name}_text")), "NAME")
+    branch = f"{name}_text" if branch_name_problem(name) else name
+    return [
+        f"no branch reads the {noun} {first_few(unread, MAX_NAMED)}. To add one: "
+        f"+model/branch@model.branches.{branch}=text_tfidf "
+        f"model.branches.{branch}.input.column={name}"
+    ]
 
 
 def empty_branch_notes(data: MovieDataModule) -> list[str]:

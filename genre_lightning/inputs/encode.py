@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from genre_lightning.inputs.input import Input, Value
+from genre_lightning.inputs.input import Input, Value, check_prepared
 from genre_lightning.inputs.part import Part
 
 
@@ -48,6 +48,9 @@ def encode_items(
 
     Returns:
         The parts by branch, for :meth:`genre_lightning.models.fusion.Fusion.forward`.
+
+    Raises:
+        ValueError: an input's vectors are not what it declares; the message names its class.
     """
     parts = {}
     for name, branch_input in inputs.items():
@@ -55,5 +58,7 @@ def encode_items(
         numbers = branch_input.encode([items[name][row] for row in rows])
         moved = {key: value.to(device) for key, value in numbers.items()}
         row_index = torch.tensor(rows, dtype=torch.int64, device=device)
-        parts[name] = Part(row_index, branch_input.prepare(moved, None))
+        prepared = branch_input.prepare(moved, None)
+        check_prepared(branch_input, prepared, len(rows))
+        parts[name] = Part(row_index, prepared)
     return parts

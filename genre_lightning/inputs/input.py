@@ -214,6 +214,9 @@ def check_features(branch_input: Input, features: Features, num_movies: int) -> 
         ValueError: naming the class and what it should have returned.
     """
     name = type(branch_input).__name__
+    given: Any = features
+    if not isinstance(given, Features):
+        raise ValueError(f"{name}.open gave a {type(given).__name__}, not Features")
     row_index = features.row_index
     if row_index.shape != (num_movies,) or row_index.dtype != np.int64:
         raise ValueError(
@@ -226,19 +229,35 @@ def check_features(branch_input: Input, features: Features, num_movies: int) -> 
         raise ValueError(
             f"{name}.open gave rows up to {rows.max()}, and numbers for {len(features.dense)}"
         )
-    if branch_input.gives != "vectors" or not len(rows):
+    if branch_input.gives == "vectors" and len(rows):
+        numbers, _ = features.gather(rows[:1], np.array([1]))
+        check_prepared(branch_input, branch_input.prepare(numbers, None), 1)
+
+
+def check_prepared(branch_input: Input, prepared: Numbers, num_movies: int) -> None:
+    """Check that an input's prepared numbers are as it declares them, if they are vectors.
+
+    Args:
+        branch_input: the input.
+        prepared: the result of its :meth:`Input.prepare`.
+        num_movies: P.
+
+    Raises:
+        ValueError: naming the class and what it should have returned.
+    """
+    if branch_input.gives != "vectors":
         return
-    numbers, _ = features.gather(rows[:1], np.array([1]))
-    prepared = {
+    found = {
         key: (tuple(value.shape), str(value.dtype).removeprefix("torch."))
-        for key, value in branch_input.prepare(numbers, None).items()
+        for key, value in prepared.items()
     }
-    width = branch_input.network_arguments()["width"]
-    if prepared != {"vectors": ((1, width), "float32")}:
-        described = ", ".join(f"{key} {shape} {dtype}" for key, (shape, dtype) in prepared.items())
+    shape = (num_movies, branch_input.network_arguments()["width"])
+    if found != {"vectors": (shape, "float32")}:
+        described = ", ".join(f"{key} {shape} {dtype}" for key, (shape, dtype) in found.items())
+        movies = "one movie" if num_movies == 1 else f"{num_movies} movies"
         raise ValueError(
-            f"{name} gives {described} for one movie, not vectors (1, {width}) float32, as its "
-            "network_arguments say"
+            f"{type(branch_input).__name__} gives {described} for {movies}, not vectors {shape} "
+            "float32, as its network_arguments say"
         )
 
 

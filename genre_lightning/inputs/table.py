@@ -73,8 +73,15 @@ def state_to_text(branch_input: Input) -> str:
     """Return an input's kind and state as one JSON string.
 
     A checkpoint reads and writes one string in a tenth of the time that separate items take.
+
+    Raises:
+        TypeError: the state is not plain data; the message names the input's class.
     """
-    return json.dumps({"kind": branch_input.kind, **branch_input.state()}, ensure_ascii=False)
+    try:
+        return json.dumps({"kind": branch_input.kind, **branch_input.state()}, ensure_ascii=False)
+    except TypeError as error:
+        name = type(branch_input).__name__
+        raise TypeError(f"{name}.state must return a dict of plain data: {error}") from error
 
 
 def input_from_text(text: Any) -> Input:

@@ -73,7 +73,13 @@ class Fusion(nn.Module):
         self.prior.copy_(((counts + 0.5) / (num_movies - counts + 0.5)).log())
         for branch in self.branches.values():
             for network in networks_of(branch):
-                nn.init.zeros_(network.get_parameter("head.bias"))
+                try:
+                    nn.init.zeros_(network.get_parameter("head.bias"))
+                except AttributeError as error:
+                    raise ValueError(
+                        f"a network of class {type(network).__name__} needs a last layer called "
+                        f"head, with a bias: {error}"
+                    ) from error
 
     def forward(
         self, parts: Mapping[str, Part], num_movies: int, folds: Tensor | None = None
@@ -156,13 +162,16 @@ class Fusion(nn.Module):
             return zeros + 0.0 * torch.stack(sums).sum() if sums else zeros
         arguments = self._member_arguments(branch, part, folds)
         output = branch(**part.numbers, **arguments)
-        # Broadcasting would add a single column to every genre. Only sizes that don't depend on the
-        # data are checked, so that the network can be traced for any number of movies.
-        if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[-1] != self.num_genres:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        # Broadcasting would add a single row to every movie, or a single column to every genre.
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        names = "(P, G)"
+        expected: tuple[int, ...] = (len(part), self.num_genres)
+        if "per_member" in arguments:
+            names, expected = "(M, P, G)", (num_members(branch), *expected)
+        if shape != expected:
             raise ValueError(
-                f"a network of class {type(branch).__name__} gives {shape}; it must give (P, G) "
-                f"logits, here ({len(part)}, {self.num_genres})"
+                f"a network of class {type(branch).__name__} gives {shape}; it must give {names} "
+                f"logits, here {expected}"
             )
         logits = output.float()
         if len(part) == num_movies:

@@ -215,16 +215,9 @@ def complete_description(
     if not isinstance(branches, dict) or not 1 <= len(branches) <= MAX_BRANCHES:
         raise ValueError(f"a model has 1 to {MAX_BRANCHES} branches by name")
     for name in branches:
-        # ModuleDict refuses the names of its own attributes.
-        is_valid = isinstance(name, str) and _BRANCH_NAME.fullmatch(name)
-        if not is_valid or hasattr(nn.ModuleDict, name):
-            reason = (
-                f"PyTorch uses it itself; choose another, such as {name}_text"
-                if is_valid
-                else "at most 64 letters, digits and _, a letter first"
-            )
+        if problem := branch_name_problem(name):
             raise ValueError(
-                f"model.branches.{name!s:.100}: not a valid name of a branch: {reason}"
+                f"model.branches.{name!s:.100}: not a valid name of a branch: {problem}"
             )
     return {
         "num_genres": num_genres,
@@ -233,6 +226,15 @@ def complete_description(
             for name, network in branches.items()
         },
     }
+
+
+def branch_name_problem(name: Any) -> str | None:
+    """Why a branch can't have this name; None if it can."""
+    if not isinstance(name, str) or not _BRANCH_NAME.fullmatch(name):
+        return "at most 64 letters, digits and _, a letter first"
+    if hasattr(nn.ModuleDict, name):  # which refuses the names of its own attributes
+        return f"PyTorch uses it itself; choose another, such as {name}_text"
+    return None
 
 
 def check_fit(description: Mapping[str, Any], inputs: Mapping[str, Input]) -> None:

@@ -26,7 +26,6 @@ from genre_lightning.movies.movie import (
     Movie,
     MovieSet,
     PosterFile,
-    check_movies,
     without_empty,
 )
 from genre_lightning.store import content_key, stored_folder
@@ -176,9 +175,7 @@ def read_demo(
         )
         for index in range(num_movies)
     ]
-    movie_set = MovieSet(movies, GENRES)
-    check_movies(movie_set)
-    return movie_set
+    return MovieSet(movies, GENRES)
 
 
 def draw_labels(rng: np.random.Generator, num_movies: int) -> np.ndarray:

@@ -27,7 +27,6 @@ from genre_lightning.movies.movie import (
     Movie,
     MovieSet,
     PosterFile,
-    check_movies,
 )
 from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.movies.table import Row, read_table
@@ -91,7 +90,6 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
             "movies have no poster: download the images, and give the paths of the files"
         )
     movie_set = MovieSet(movies, genres, tuple(notes), ids_are_rows="id" not in columns)
-    check_movies(movie_set)
     _check_spelling(movie_set)
     return movie_set
 

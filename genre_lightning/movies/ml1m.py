@@ -27,7 +27,6 @@ from genre_lightning.movies.movie import (
     Movie,
     MovieSet,
     PosterFile,
-    check_movies,
     without_empty,
 )
 from genre_lightning.movies.unzip import unpack
@@ -83,9 +82,7 @@ def read_ml1m(root: str | Path, download: bool = False) -> MovieSet:
         genres = _parse_genres(_decode(source.texts[GENRES_FILE]))
     else:
         genres = tuple(sorted({genre for movie in movies for genre in movie.genres}))
-    movie_set = MovieSet(movies, genres)
-    check_movies(movie_set)
-    return movie_set
+    return MovieSet(movies, genres)
 
 
 def _parse_movies(

@@ -17,7 +17,6 @@ from genre_lightning.movies.movie import (
     Movie,
     MovieSet,
     PosterFile,
-    check_movies,
     without_empty,
 )
 
@@ -62,9 +61,7 @@ def read_mmimdb(root: str | Path) -> MovieSet:
         notes.append(
             f"movies without a genre of the benchmark's 23, left out: {num_without_genres:,}"
         )
-    movie_set = MovieSet(movies, GENRES, tuple(notes))
-    check_movies(movie_set)
-    return movie_set
+    return MovieSet(movies, GENRES, tuple(notes))
 
 
 def _read_splits(root: Path) -> dict[str, list[str]]:

@@ -152,8 +152,8 @@ def without_empty(
 class MovieSet:
     """All movies of a dataset, and its genres in label order.
 
-    Column g of every label array is ``genres[g]``. What a reader returns has passed
-    :func:`check_movies`.
+    Column g of every label array is ``genres[g]``. What
+    :func:`genre_lightning.movies.readers.read_movies` returns has passed :func:`check_movies`.
 
     Attributes:
         notes: sentences to show before training.
@@ -209,8 +209,8 @@ def check_movies(movie_set: MovieSet) -> None:
 
     Raises:
         DataError: no movies, no genres, a genre listed twice or with an invisible character; a
-            movie without id, title or genres, with an unknown genre or split, or with the id of an
-            earlier one.
+            movie without id, title or genres, with an unknown genre or split, with a value that is
+            no text, or with the id of an earlier one.
     """
     genres = movie_set.genres
     if not movie_set.movies:
@@ -249,6 +249,12 @@ def check_movies(movie_set: MovieSet) -> None:
                 "remove the row"
             )
         first_with[movie.id] = movie.where
+        for column, value in movie.columns.items():
+            if not isinstance(value, (str, PosterFile)):
+                raise DataError(
+                    f"{movie.where}, column {column}: of type {type(value).__name__}, not a text; "
+                    "a column that a movie lacks is left out"
+                )
         if not movie.title.strip():
             untitled = sum(not each.title.strip() for each in movie_set.movies)
             raise DataError(

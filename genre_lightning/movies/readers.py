@@ -1,7 +1,7 @@
 """The table of readers.
 
-To add a dataset, write a function that returns a MovieSet (movie.py describes its contents; call
-``check_movies`` at the end) and list it here.
+To add a dataset, write a function that returns a MovieSet (movie.py describes its contents) and
+list it here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from genre_lightning.movies.demo import read_demo
 from genre_lightning.movies.manifest import read_manifest
 from genre_lightning.movies.ml1m import read_ml1m
 from genre_lightning.movies.mmimdb import read_mmimdb
-from genre_lightning.movies.movie import DataError, MovieSet
+from genre_lightning.movies.movie import DataError, MovieSet, check_movies
 
 READERS: dict[str, Callable[..., MovieSet]] = {
     "demo": read_demo,
@@ -44,8 +44,8 @@ def read_movies(reader: str, **options: Any) -> MovieSet:
     """Find the movies of a dataset by a reader's name and options.
 
     Raises:
-        DataError: the reader or an option is unknown, a required option is missing, or the reader
-            refuses the dataset.
+        DataError: the reader or an option is unknown, a required option is missing, the reader
+            refuses the dataset, or :func:`check_movies` does.
     """
     if reader not in READERS:
         raise DataError(f"there is no reader {reader!r}; choose from {', '.join(READERS)}")
@@ -60,4 +60,8 @@ def read_movies(reader: str, **options: Any) -> MovieSet:
         if parameter.default is parameter.empty and options.get(name) is None:
             raise DataError(f"the reader {reader} needs the option {name!r}, e.g. data.{name}=...")
     with without_garbage_collection():
-        return read(**options)
+        movie_set: Any = read(**options)
+    if not isinstance(movie_set, MovieSet):
+        raise DataError(f"the reader {reader} returned a {type(movie_set).__name__}, no MovieSet")
+    check_movies(movie_set)
+    return movie_set

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from rich.table import Table
-from torch.nn import ModuleDict
 
 from genre_lightning.movies.movie import Movie, MovieSet, PosterFile
 from genre_lightning.wording import first_few
@@ -107,28 +105,6 @@ def unlearnable_genre_notes(table: DatasetTable) -> list[str]:
     return [
         f"no movie of train has {_list_genres(unlearnable)}: {they} can't be learnt, which lowers "
         "averages over genres"
-    ]
-
-
-def unread_column_notes(columns: Sequence[str], read: Collection[str]) -> list[str]:
-    """Name the further text columns that no branch reads, in a sentence, if there are any.
-
-    Args:
-        columns: of the dataset.
-        read: the columns that branches read.
-    """
-    unread = [name for name in columns if name not in {"title", "poster", *read}]
-    if not unread:
-        return []
-    noun = "column" if len(unread) == 1 else "columns"
-    # A name with other characters would need quotes, and can't be the name of a branch.
-    name = next((name for name in unread if re.fullmatch(r"[a-z]\w*", name, re.ASCII)), "NAME")
-    # Neither can names that PyTorch uses itself, such as type.
-    branch = f"{name}_text" if hasattr(ModuleDict, name) else name
-    return [
-        f"no branch reads the {noun} {first_few(unread, MAX_NAMED)}. To add one: "
-        f"+model/branch@model.branches.{branch}=text_tfidf "
-        f"model.branches.{branch}.input.column={name}"
     ]
 
 

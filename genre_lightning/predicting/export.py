@@ -73,7 +73,7 @@ class OnnxExport:
     difference: float
 
 
-def export_onnx(model: TrainedModel, path: Path) -> OnnxExport:
+def export_onnx(model: TrainedModel, path: str | Path) -> OnnxExport:
     """Write a model to ``path`` and its vocabulary beside it as ``NAME.vocabulary.json``.
 
     The graph is first run with onnxruntime on batches of several kinds and compared with PyTorch;
@@ -83,6 +83,7 @@ def export_onnx(model: TrainedModel, path: Path) -> OnnxExport:
         ExportError: a package is missing, a branch can't be exported, a file can't be written, or
             the graph's results differ from PyTorch's.
     """
+    path = Path(path)
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise ExportError(

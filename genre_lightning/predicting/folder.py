@@ -18,7 +18,10 @@ WEIGHTS = "model.ckpt"
 
 
 def export_folder(
-    checkpoint: Path, folder: Path, scores: Sequence[Path] = (), licence: str | None = None
+    checkpoint: str | Path,
+    folder: str | Path,
+    scores: Sequence[str | Path] = (),
+    licence: str | None = None,
 ) -> list[str]:
     """Write a folder with all that is needed to use a model; completely or not at all.
 
@@ -40,6 +43,7 @@ def export_folder(
         ExportError: the folder exists and is not empty, or can't be written; or the model can't be
             exported.
     """
+    checkpoint, folder = Path(checkpoint), Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ExportError(f"{folder} is there already: name a new folder")
     if not folder.absolute().parent.is_dir():

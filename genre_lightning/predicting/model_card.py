@@ -65,8 +65,8 @@ _HUB_METRICS = {
 
 
 def model_card(
-    checkpoint: Path,
-    evaluations: Sequence[Path] = (),
+    checkpoint: str | Path,
+    evaluations: Sequence[str | Path] = (),
     licence: str | None = None,
     published: Path | None = None,
 ) -> str:
@@ -85,10 +85,11 @@ def model_card(
         CheckpointError: ``checkpoint`` is not a checkpoint of this project.
         CardError: one of ``evaluations`` is damaged, or of another model.
     """
+    checkpoint, further = Path(checkpoint), [Path(folder) for folder in evaluations]
     content = read_checkpoint(checkpoint, mmap=True)
     model = rebuild(content)
     run = _find_run_folder(checkpoint)
-    scored_evaluations, notes = _find_evaluations(checkpoint, run, evaluations, model)
+    scored_evaluations, notes = _find_evaluations(checkpoint, run, further, model)
     result = None if run is None else read_result(run)
     if result is not None and run is not None and checkpoint.name != Path(BEST).name:
         notes.append(f"The scores in {run.name}/result.json are of {BEST}, not of this file.")

@@ -282,13 +282,15 @@ def _check_tables(data: Mapping[str, Any], swept: Container[str]) -> None:
     """Refuse an invalid CSV of movies or of further columns, as the first job would."""
     # Imported here, since a single run reads the files anyway.
     from genre_lightning.movies.columns import join_columns
-    from genre_lightning.movies.manifest import read_manifest
+    from genre_lightning.movies.readers import read_movies
     from genre_lightning.movies.table import read_table
 
     columns = None if "data.columns" in swept else data.get("columns")
     same_movies = "data.path" not in swept and "data.genre_separator" not in swept
     if data.get("reader") == "manifest" and same_movies:
-        movies = read_manifest(data["path"], data.get("genre_separator"))
+        movies = read_movies(
+            "manifest", path=data["path"], genre_separator=data.get("genre_separator")
+        )
         if columns is not None:
             join_columns(movies, columns)
     elif columns is not None:

@@ -43,6 +43,12 @@ ONE_RUN = (
     'for seed in (0, 1): genre_lightning.train([f"seed={seed}"]); a sweep is a command, '
     "genre-train -m"
 )
+#: Message about a program that uses Hydra itself.
+HYDRA_IN_USE = (
+    "genre_lightning.train needs Hydra for itself, and another training in a thread of this "
+    "program, @hydra.main or hydra.initialize uses it: train in a process of its own, or, once "
+    "that is not needed any more, call hydra.core.global_hydra.GlobalHydra.instance().clear()"
+)
 #: Labels of the metrics that a notebook shows; ``result`` has all metrics.
 SHOWN_METRICS = {
     "map_macro": "mAP, macro",
@@ -151,6 +157,8 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
         if not Path(config_dir).is_dir():  # Hydra would ignore it
             raise UserError(f"config_dir={config_dir}: there is no such folder")
         given.append(searchpath_override(config_dir))
+    if GlobalHydra.instance().is_initialized():
+        raise UserError(HYDRA_IN_USE)
     try:
         with (
             plain_errors(CONF, "train", given),

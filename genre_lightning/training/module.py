@@ -12,11 +12,17 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
-from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY, check_card
+from genre_lightning.checkpoint.card import (
+    CHECKPOINT_FORMAT,
+    CHECKPOINT_KEY,
+    KNOWN_ENTRIES,
+    check_card,
+)
 from genre_lightning.checkpoint.resuming import keep_paths_inside
+from genre_lightning.checkpoint.writing import check_plain
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.errors import SettingError, TrainingError, UserError
 from genre_lightning.inputs.input import derive_seed
@@ -253,7 +259,11 @@ class GenreModule(pl.LightningModule):
                 logits, targets = logits[is_trained_on], targets[is_trained_on]
             else:
                 logits, targets = logits.flatten(0, 1), targets.flatten(0, 1)
-        loss: Tensor = self.loss(logits, targets)
+        loss = self.loss(logits, targets)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(type(loss))
+            name = type(self.loss).__name__
+            raise ValueError(f"a loss of class {name} gives {given}, not a tensor with one number")
         return loss
 
     def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:
@@ -316,11 +326,16 @@ class GenreModule(pl.LightningModule):
         return self._make_optimizer(groups)
 
     def _make_optimizer(self, parameters: Iterable[Any]) -> Optimizer:
-        """Build an optimizer; raise SettingError if it refuses its arguments."""
+        """Build an optimizer; raise SettingError if it refuses its arguments, or is none."""
         try:
-            return self.make_optimizer(parameters)
+            optimizer: Any = self.make_optimizer(parameters)
         except (TypeError, ValueError) as error:
             raise SettingError(f"optimizer: {error}") from error
+        if not isinstance(optimizer, Optimizer):
+            raise SettingError(
+                f"optimizer: a {type(optimizer).__name__} is no optimizer of PyTorch"
+            )
+        return optimizer
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer()
@@ -332,7 +347,7 @@ class GenreModule(pl.LightningModule):
                 "trainer.max_epochs=-1: the scheduler needs a known end: set trainer.max_steps"
             )
         try:
-            scheduler = self.make_scheduler(optimizer, total_steps=int(steps))
+            scheduler: Any = self.make_scheduler(optimizer, total_steps=int(steps))
         except (TypeError, ValueError) as error:
             hint = (
                 ". A schedule takes the optimizer and total_steps, and is stepped after each "
@@ -340,6 +355,11 @@ class GenreModule(pl.LightningModule):
             )
             reason = f"{error}{hint}" if "total_steps" in str(error) else error
             raise SettingError(f"scheduler: {reason}") from error
+        if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+            raise SettingError(
+                "scheduler: a schedule returns a scheduler of PyTorch that is stepped after each "
+                f"batch, without a metric; this one returned a {type(scheduler).__name__}"
+            )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -354,8 +374,18 @@ class GenreModule(pl.LightningModule):
         return self.num_movies * (members - self.by_folds) * self.network.num_genres
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the plain data that rebuilds the model."""
+        """Add the plain data that rebuilds the model, and check what all others added.
+
+        Raises:
+            TrainingError: a callback, schedule or optimizer added what can't be read again.
+        """
         checkpoint[CHECKPOINT_KEY] = self._card()
+        if unknown := sorted(checkpoint.keys() - KNOWN_ENTRIES):
+            raise TrainingError(
+                f"a checkpoint can't have the entry {unknown[0]}: a callback keeps what it needs "
+                "by its state_dict and load_state_dict"
+            )
+        check_plain(checkpoint)  # here, since Lightning calls the module last
 
     def _card(self) -> dict[str, Any]:
         """Return plain data that rebuilds the model, see :mod:`genre_lightning.checkpoint.card`."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import os
 import pickle
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from genre_lightning.checkpoint.writing import write_checkpoint
+from genre_lightning.checkpoint.archive import ArchiveError, check_archive
+from genre_lightning.checkpoint.writing import check_plain, write_checkpoint
+from genre_lightning.errors import TrainingError
 from genre_lightning.files import FullDiskError
 from tests.disks import small_disk
 
@@ -87,3 +91,30 @@ def test_an_exit_while_writing_is_not_reported_as_an_error(
         writes, exit_at = 0, number
         with pytest.raises(SystemExit):
             write_checkpoint(content, tmp_path / "file.ckpt")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": [1, 2.5, True, None, "x", (1, ())], 3: OrderedDict(b=torch.zeros(2))},
+        np.float64(0.5),
+        np.arange(3),
+        {1, 2},
+        Path("x"),
+        defaultdict(int, a=1),
+        {(1, 2): 3},
+        torch.nn.Parameter(torch.zeros(2)),
+        pickle.PickleError,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_may_be_written_is_what_can_be_read(value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "file.ckpt"
+    torch.save({"callbacks": [value]}, path)
+    try:
+        check_archive(path)
+    except ArchiveError:
+        with pytest.raises(TrainingError, match=r"^the checkpoint's callbacks.0 (is of|has a key)"):
+            check_plain({"callbacks": [value]})
+    else:
+        check_plain({"callbacks": [value]})

@@ -16,6 +16,7 @@ from genre_lightning.inputs.vectors import read_vectors
 from genre_lightning.movies.columns import join_columns
 from genre_lightning.movies.manifest import read_manifest
 from genre_lightning.movies.movie import MovieSet
+from genre_lightning.movies.readers import read_movies
 from genre_lightning.predicting.many import predict_csv
 from genre_lightning.predicting.printing import CommandError
 from genre_lightning.predicting.tables import MovieRows
@@ -51,7 +52,7 @@ def test_damaged_manifests(tmp_path: Path) -> None:
     store = Store(tmp_path / "cache", workers=1, progress=False)
 
     def read() -> None:
-        movies = read_manifest(path).movies
+        movies = read_movies("manifest", path=path).movies
         if seed < 40:  # also look for the posters that it names
             PixelsInput(size=32).open([m.value("poster") for m in movies], range(0), store)  # type: ignore[arg-type]
 

@@ -9,6 +9,7 @@ import pytest
 
 from genre_lightning.movies.ml1m import read_ml1m
 from genre_lightning.movies.movie import DataError
+from genre_lightning.movies.readers import read_movies
 from genre_lightning.movies.unzip import unpack
 from tests.datasets import poster_of
 from tests.fuzz.hostile import jpeg, with_damaged_entry, zip_of
@@ -37,7 +38,7 @@ def test_damaged_zips(method: str, tmp_path: Path) -> None:
         path = tmp_path / f"{seed}.zip"
         path.write_bytes(mutated(valid, seed))
         try:
-            for movie in read_ml1m(path).movies:
+            for movie in read_movies("ml1m", root=path).movies:
                 poster = poster_of(movie)
                 if poster is not None:
                     poster.read_bytes()

@@ -107,6 +107,43 @@ def test_features_that_break_the_contract_are_refused(
         check_features(branch_input, features, NUM_MOVIES)
 
 
+def test_an_open_that_returns_no_features_is_refused(tmp_path: Path) -> None:
+    branch_input = opened("year", tmp_path).input
+    features: Any = np.ones((6, 7), np.float32)
+    with pytest.raises(ValueError, match=r"^YearInput.open gave a ndarray, not Features$"):
+        check_features(branch_input, features, NUM_MOVIES)
+
+
+@pytest.mark.parametrize(
+    ("encode", "message"),
+    [
+        (lambda items: {"vectors": torch.ones(1, 7)}, r"vectors \(1, 7\) float32 for 2 movies"),
+        (lambda items: {"vectors": torch.ones(2, 7).double()}, r"vectors \(2, 7\) float64"),
+        (lambda items: {"numbers": torch.ones(2, 7)}, r"numbers \(2, 7\) float32"),
+    ],
+    ids=["one row", "another dtype", "another name"],
+)
+def test_encoded_vectors_that_break_the_contract_are_refused(
+    encode: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    branch_input = opened("year", tmp_path).input
+    monkeypatch.setattr(branch_input, "encode", encode)
+    monkeypatch.setattr(branch_input, "prepare", lambda numbers, seeds: numbers)
+    with pytest.raises(ValueError, match=rf"YearInput gives {message}.*, not vectors \(2, 7\)"):
+        encode_items({"year": branch_input}, {"year": [1990.0, None, 2000.0]})
+
+
+def test_a_state_that_is_not_plain_data_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    branch_input = opened("year", tmp_path).input
+    monkeypatch.setattr(branch_input, "state", lambda: {"mean": np.float32(1)})
+    with pytest.raises(
+        TypeError, match=r"YearInput.state must return a dict of plain data: .*float32"
+    ):
+        state_to_text(branch_input)
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int64])
 def test_vectors_of_another_dtype_are_refused(dtype: Any, tmp_path: Path) -> None:
     case = opened("year", tmp_path)

@@ -57,11 +57,13 @@ def batch(posters: int = 2) -> dict[str, Part]:
     ("output_of", "message"),
     [
         (lambda rows: torch.zeros(rows, 1), r"\(4, 1\)"),
+        (lambda rows: torch.zeros(1, 3), r"\(1, 3\)"),
+        (lambda rows: torch.zeros(1, rows, 3), r"\(1, 4, 3\)"),
         (lambda rows: torch.zeros(3), r"\(3,\)"),
         (lambda rows: (torch.zeros(rows, 3), None), "tuple"),
         (lambda rows: None, "NoneType"),
     ],
-    ids=["one logit", "no movies", "two things", "nothing"],
+    ids=["one logit", "one row", "a dimension too many", "no movies", "two things", "nothing"],
 )
 def test_outputs_that_are_not_logits_are_refused(output_of: Any, message: str) -> None:
     class Odd(nn.Module):
@@ -72,6 +74,35 @@ def test_outputs_that_are_not_logits_are_refused(output_of: Any, message: str) -
     parts = {"title": Part(torch.arange(4), {"vectors": torch.zeros(4, 2)})}
     with pytest.raises(ValueError, match=rf"class Odd gives {message}; .* logits, here \(4, 3\)"):
         network(parts, 4)
+
+
+def test_logits_of_members_are_checked_in_training() -> None:
+    class Odd(nn.Module):
+        members = 2
+
+        def forward(self, vectors: torch.Tensor, per_member: bool) -> torch.Tensor:
+            return torch.zeros(len(vectors), 3)
+
+    network = Fusion(3, {"title": Odd()})
+    parts = {"title": Part(torch.arange(4), {"vectors": torch.zeros(4, 2)})}
+    with pytest.raises(
+        ValueError, match=r"gives \(4, 3\); .* \(M, P, G\) logits, here \(2, 4, 3\)"
+    ):
+        network.branch_logits(parts, 4)
+
+
+@pytest.mark.parametrize(
+    "layers", [{}, {"head": nn.Linear(2, 3, bias=False)}], ids=["no head", "no bias"]
+)
+def test_a_network_without_the_bias_of_a_head_is_named(layers: dict[str, nn.Module]) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, layer in layers.items():
+                self.add_module(name, layer)
+
+    with pytest.raises(ValueError, match="class Odd needs a last layer called head, with a bias"):
+        Fusion(3, {"title": Odd()}).start_from_priors([1, 2, 3], 10)
 
 
 def test_poster_logits_are_added_to_their_rows() -> None:

@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from genre_lightning.movies.manifest import read_manifest
 from genre_lightning.movies.movie import DataError
+from genre_lightning.movies.readers import read_movies
 from tests.datasets import poster_of
 
 HEADER = "title,poster,genres\n"
@@ -175,7 +176,7 @@ def test_columns_without_a_name_are_ignored(manifest):
 )
 def test_invalid_manifests_are_refused(manifest, text, message):
     with pytest.raises(DataError, match=message):
-        read_manifest(manifest(text))
+        read_movies("manifest", path=manifest(text))
 
 
 def test_genres_are_compared_in_unicode_normal_form(manifest):
@@ -187,7 +188,7 @@ def test_genres_are_compared_in_unicode_normal_form(manifest):
 def test_errors_give_the_spreadsheet_row_and_the_line(manifest):
     text = HEADER + '"Two\nlines",,Drama\n\n"And\nthree\nhere",,War\n,,War\n'
     with pytest.raises(DataError, match=r"movies\.csv:5 \(line 8\), column title"):
-        read_manifest(manifest(text))
+        read_movies("manifest", path=manifest(text))
 
 
 def test_a_cell_with_line_breaks_is_one_row(manifest):

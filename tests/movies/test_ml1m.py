@@ -16,6 +16,7 @@ import pytest
 
 from genre_lightning.movies.ml1m import download_ml1m, read_ml1m
 from genre_lightning.movies.movie import DataError
+from genre_lightning.movies.readers import read_movies
 from genre_lightning.movies.unzip import MAX_ARCHIVE_BYTES, MAX_ARCHIVE_FILES, unpack
 from tests.datasets import poster_of
 
@@ -176,7 +177,7 @@ def test_each_file_has_its_own_encoding(tmp_path):
 def test_invalid_datasets_are_refused(tmp_path, kind, files, message):
     root = write(tmp_path / "data", files, kind)
     with pytest.raises(DataError, match=message):
-        read_ml1m(root)
+        read_movies("ml1m", root=root)
 
 
 def test_a_zip_with_two_datasets_is_refused(tmp_path):

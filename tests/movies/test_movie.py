@@ -54,6 +54,12 @@ def test_labels_of_an_unknown_genre_name_the_row():
         pytest.param([movie(id=" ")], ("Action",), "dat:1, column id", id="no-id"),
         pytest.param([movie(title="")], ("Action",), "dat:1, column title", id="no-title"),
         pytest.param([movie(genres=())], ("Action",), "dat:1, column genres", id="unlabelled"),
+        pytest.param(
+            [movie(columns={"synopsis": float("nan")})],
+            ("Action",),
+            "dat:1, column synopsis: of type float, not a text",
+            id="nan",
+        ),
         pytest.param([movie(genres=("Noir",))], ("Action",), "'Noir'", id="unknown-genre"),
         pytest.param([movie(split="dev")], ("Action",), "dat:1, column split: 'dev'", id="split"),
         pytest.param(

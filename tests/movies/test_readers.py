@@ -33,6 +33,20 @@ def test_unknown_readers_and_options_are_refused(reader, options, message):
         read_movies(reader, **options)
 
 
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        pytest.param(None, "the reader own returned a NoneType, no MovieSet", id="nothing"),
+        pytest.param([], "the reader own returned a list, no MovieSet", id="list"),
+        pytest.param(MovieSet([], ("War",)), "the dataset has no movies", id="not-checked"),
+    ],
+)
+def test_what_a_reader_returns_is_checked(found, message, monkeypatch):
+    monkeypatch.setitem(READERS, "own", lambda: found)
+    with pytest.raises(DataError, match=message):
+        read_movies("own")
+
+
 @pytest.mark.parametrize("reader", list(READERS))
 def test_no_reader_opens_a_poster(reader, tmp_path, monkeypatch):
     """Readers only locate posters; inputs decode them and report the unreadable ones."""

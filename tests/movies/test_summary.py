@@ -21,7 +21,6 @@ from genre_lightning.movies.summary import (
     render_table,
     universal_genre_notes,
     unlearnable_genre_notes,
-    unread_column_notes,
 )
 
 PRESENT = PosterFile(Path("1.jpg"), None, 10, 1)
@@ -170,37 +169,6 @@ def test_genres_of_every_training_movie_are_reported(genres: list[str], expected
         dataset_table(MovieSet(MOVIES, tuple(genres)), SPLITS, labels, {})
     )
     assert notes == [] if expected_start is None else notes[0].startswith(expected_start)
-
-
-@pytest.mark.parametrize(
-    ("columns", "note"),
-    [
-        (["title", "poster", "cast"], None),
-        (
-            ["title", "plot"],
-            "no branch reads the column plot. To add one: +model/branch@model.branches.plot="
-            "text_tfidf model.branches.plot.input.column=plot",
-        ),
-        (
-            ["title", "Box office", "a=b", "plot"],
-            "no branch reads the columns Box office, a=b, plot. To add one: +model/branch@model."
-            "branches.plot=text_tfidf model.branches.plot.input.column=plot",
-        ),
-        (
-            ["title", "type"],  # PyTorch's ModuleDict has an attribute of this name
-            "no branch reads the column type. To add one: +model/branch@model.branches.type_text="
-            "text_tfidf model.branches.type_text.input.column=type",
-        ),
-        (
-            ["Überblick", *(f"{n}." for n in range(6))],
-            "no branch reads the columns Überblick, 0., 1., 2., 3. and 2 more. To add one: "
-            "+model/branch@model.branches.NAME=text_tfidf model.branches.NAME.input.column=NAME",
-        ),
-    ],
-    ids=["none", "one", "first plain name", "reserved name", "no plain name"],
-)
-def test_columns_that_no_branch_reads_are_named(columns: list[str], note: str | None):
-    assert unread_column_notes(columns, {"title", "cast"}) == ([note] if note else [])
 
 
 def test_if_all_posters_are_absent_only_the_first_is_listed():

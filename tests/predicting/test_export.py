@@ -22,6 +22,7 @@ from genre_lightning.inputs.year import YearInput
 from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.predicting.command import main
 from genre_lightning.predicting.export import export_onnx
+from genre_lightning.predicting.folder import export_folder
 from genre_lightning.predicting.graph import INPUT_GRAPHS, ExportedNetwork
 from genre_lightning.predicting.input_graph import ExportError
 from tests.inputs.encoders.small_mpnet import use_small_mpnet, write_small_mpnet
@@ -389,6 +390,14 @@ def test_a_missing_package_is_named(
         ExportError, match=r"a_package_of_nobody must be .*genre-lightning\[export\]"
     ):
         export_onnx(load_model(tiny_checkpoint), tmp_path / "model.onnx")
+
+
+def test_paths_may_be_strings(tiny_checkpoint: Path, tmp_path: Path):
+    skip_without_packages()
+    with pytest.raises(ExportError, match=r"model\.txt: the name must end in \.onnx$"):
+        export_onnx(load_model(tiny_checkpoint), str(tmp_path / "model.txt"))
+    names = export_folder(str(tiny_checkpoint), str(tmp_path / "folder"))
+    assert names == sorted(path.name for path in (tmp_path / "folder").iterdir())
 
 
 def test_a_trained_encoder_is_exported(make_checkpoint: Callable[..., Path], tmp_path: Path):

@@ -205,7 +205,7 @@ def test_genres_may_contain_a_separator_or_be_named_like_a_column(
     changed["genre_lightning"]["genres"] = ["Sci|Fi", "title", "Drama", "Horror"]
     torch.save(changed, checkpoint)
     write_evaluation(tmp_path / "scored", checkpoint, separator=";")
-    assert "40 movies" in model_card(checkpoint, [tmp_path / "scored"])
+    assert "40 movies" in model_card(str(checkpoint), [str(tmp_path / "scored")])
 
 
 @pytest.mark.parametrize(

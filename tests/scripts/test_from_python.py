@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.initialize import initialize_config_dir
 
 import genre_lightning
 from genre_lightning.errors import UserError
@@ -110,6 +111,16 @@ def test_missing_config_dir_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"config_dir={name}: there is no such folder"):
             genre_lightning.train(["model=title", "data.num_movies=100"], config_dir=name)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_program_that_uses_hydra_itself_is_told_so(
+    tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    with initialize_config_dir(str(tmp_path), version_base=None):
+        with pytest.raises(UserError, match=r"needs Hydra for itself.*\.instance\(\)\.clear\(\)$"):
+            genre_lightning.train(tiny_overrides(model="title"))
+        GlobalHydra.instance().clear()
+        genre_lightning.train(tiny_overrides(model="title"))
 
 
 def test_existing_run_is_not_overwritten(trained_run: Path) -> None:

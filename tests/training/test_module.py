@@ -21,7 +21,7 @@ from genre_lightning.checkpoint.card import CHECKPOINT_KEY, CheckpointError
 from genre_lightning.data import datamodule
 from genre_lightning.data.batch import MovieBatch, map_tensors
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.errors import SettingError, UserError
+from genre_lightning.errors import SettingError, TrainingError, UserError
 from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
@@ -384,3 +384,81 @@ def test_invalid_lr_scales_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         make_module(lr_scales=scales)
+
+
+class Stores(pl.Callback):
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": np.float64(0.5)}
+
+
+class Adds(pl.Callback):
+    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mine"] = 1
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (Stores(), r"callbacks\.Stores\.best is of <class 'numpy.float64'>"),
+        (Adds(), "can't have the entry mine: a callback keeps what it needs by its state_dict"),
+    ],
+    ids=["no plain data", "an entry of its own"],
+)
+def test_what_a_callback_adds_must_be_readable(
+    callback: pl.Callback,
+    message: str,
+    make_module: MakeModule,
+    data: MovieDataModule,
+    tmp_path: Path,
+) -> None:
+    trainer = make_trainer(tmp_path, callbacks=[callback], max_steps=1)
+    trainer.fit(make_module("title"), datamodule=data)
+    with pytest.raises(TrainingError, match=message):
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_an_optimizer_that_is_none_is_refused(
+    make_module: MakeModule, data: MovieDataModule, tmp_path: Path
+) -> None:
+    module = make_module("title")
+    nothing: Callable[..., Any] = lambda parameters: None  # noqa: E731
+    module.make_optimizer = nothing
+    with pytest.raises(SettingError, match=r"^optimizer: a NoneType is no optimizer of PyTorch$"):
+        make_trainer(tmp_path).fit(module, datamodule=data)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name"),
+    [
+        (lambda optimizer, total_steps: None, "NoneType"),
+        (
+            lambda optimizer, total_steps: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer),
+            "ReduceLROnPlateau",
+        ),
+    ],
+    ids=["none", "needs a metric"],
+)
+def test_a_schedule_that_returns_something_else_is_refused(
+    schedule: Any, name: str, make_module: MakeModule, data: MovieDataModule, tmp_path: Path
+) -> None:
+    module = make_module("title")
+    module.make_scheduler = schedule
+    with pytest.raises(SettingError, match=rf"^scheduler: .* returned a {name}$"):
+        make_trainer(tmp_path).fit(module, datamodule=data)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [(torch.zeros(8), r"shape \(8,\)"), (1.0, "<class 'float'>"), (None, "<class 'NoneType'>")],
+    ids=["several numbers", "a float", "nothing"],
+)
+def test_a_loss_that_is_not_one_number_is_named(
+    output: Any, message: str, make_module: MakeModule, data: MovieDataModule
+) -> None:
+    module = make_module()
+    module.loss.forward = lambda logits, targets: output
+    with pytest.raises(
+        ValueError, match=rf"^a loss of class BCELoss gives {message}, not a tensor with one"
+    ):
+        module.batch_loss(first_batch(data))

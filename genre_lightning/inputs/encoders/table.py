@@ -225,9 +225,10 @@ def resolve(
     elif name in ENCODERS:
         spec = ENCODERS[name] if trusted else replace(ENCODERS[name], download=False)
     elif not trusted:
+        named = f" (you have named {', '.join(allow)})" if allow else ""
         raise EncoderError(
             f"the encoder {name!r:.200} is none of {sorted(ENCODERS)}, and a checkpoint can't "
-            "start a download or name a file: name the encoder yourself to use it"
+            f"start a download or name a file: name the encoder yourself to use it{named}"
         )
     elif name.startswith("timm:") or ":" not in name:
         spec = _timm_spec(name.removeprefix("timm:"), weights)

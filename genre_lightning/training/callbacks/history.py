@@ -134,7 +134,7 @@ class History(Callback):
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
                 "seconds": "" if seconds is None else round(seconds, 3),
-                "lr": max(rates),
+                "lr": float(max(rates)),
                 **values,
             }
         )

@@ -80,6 +80,8 @@ def test_checkpoints_can_name_an_encoder_that_the_user_allows(tmp_path: Path):
     folder = copy_minilm(tmp_path)
     mine = resolve(f"folder:{folder}", trusted=True)
     assert str(tmp_path) not in mine.name
+    with pytest.raises(EncoderError, match=rf"yourself to use it \(you have named {mine.name}\)$"):
+        resolve_from_checkpoint("folder:another", OTHER_HASH, allow={mine.name: mine})
     spec = resolve_from_checkpoint(mine.name, hash_weights(folder), allow={mine.name: mine})
     encoder = open_encoder(spec)
     assert (encoder.name, encoder.width) == (f"folder:{folder.name}", 384)
