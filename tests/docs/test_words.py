@@ -400,6 +400,31 @@ def test_page_of_branches_states_each_lr_scale() -> None:
         assert float(row.split("|")[5]) == yaml.safe_load(path.read_text("utf-8"))["lr_scale"], row
 
 
+def scores_by_model(text: str) -> dict[str, list[str]]:
+    """Return mAP and micro F1 of each row about the test split of a whole model, by its name."""
+    rows = {}
+    for row in re.findall(r"^\| .*\|$", text, re.MULTILINE):
+        first, *cells = [cell.strip() for cell in row.strip("|").split("|")]
+        name = re.match(
+            r"`(?:model=)?(\w+)`(?: \(default.*\)|: .*)?$|(default)(?:: title, poster)?$", first
+        )
+        scores = [score for cell in cells for score in re.findall(r"^\W*(\.\d{3})\b", cell)]
+        if name and len(scores) > 1:
+            model = (name[1] or name[2]).replace("fusion", "default")
+            rows[model] = scores[:2]
+    return rows
+
+
+def test_every_page_gives_a_model_the_same_scores() -> None:
+    results = (REPOSITORY / "docs" / "results.md").read_text("utf-8")
+    measured = scores_by_model(results.partition("## Test split")[2].partition("\n##")[0])
+    for page in (README, REPOSITORY / "docs" / "getting-started.md"):
+        shown = scores_by_model(page.read_text("utf-8"))
+        assert {"full", "pretrained", "default"} <= set(shown)
+        for model, scores in shown.items():
+            assert scores == measured[model], (page.name, model)
+
+
 def test_page_of_design_names_every_input_network_and_module() -> None:
     text = (REPOSITORY / "docs" / "design.md").read_text("utf-8")
     for name in (*INPUTS, *NETWORKS):
