@@ -52,6 +52,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         from genre_lightning.predicting.predictor import find_device
         from genre_lightning.report.evaluation import (
             print_genre_table,
+            print_written,
             score_split,
             write_evaluation,
         )
@@ -112,7 +113,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         notes += ignored_setting_notes(data) + random_split_notes(data, cfg.split)
     for note in notes:
         console.print(f"note: {note}", soft_wrap=True)
-    console.print(f"written to {shell_command(folder)}", soft_wrap=True)
+    print_written(folder, console)
     return metrics
 
 

@@ -77,7 +77,7 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
     load_lightning()
 
-    from genre_lightning.report.evaluation import write_evaluation
+    from genre_lightning.report.evaluation import print_written, write_evaluation
     from genre_lightning.tracking.loggers import log_outcome, open_loggers
 
     console = Console(markup=False, emoji=False, highlight=False)
@@ -105,7 +105,7 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         for logger in loggers:
             logger.log_metrics(logged_values(cfg.monitor, result), step=0)
         log_outcome(loggers, 0, model, data, scores, result, answers_path)
-    console.print(f"written to {shell_command(folder)}", soft_wrap=True)
+    print_written(folder, console)
 
 
 class CheckAsking(Callback):

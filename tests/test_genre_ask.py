@@ -313,4 +313,4 @@ def test_asks_a_llama_cpp_server(start_llama: Callable[..., str], tmp_path: Path
     run = run_folder(tmp_path)
     lines = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
     assert len({json.dumps(line["scores"]) for line in lines if line["scores"]}) > 1
-    assert result_of(run)["test"]["num_movies"] == 4 and "written to" in out
+    assert result_of(run)["test"]["num_movies"] == 4 and "Written: " in out

@@ -20,6 +20,7 @@ from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.data.leakage import num_learnt_movies
 from genre_lightning.files import whole_file
 from genre_lightning.models.fusion import ACTIVATIONS
+from genre_lightning.runs.quoting import relative_to_cwd, shell_command
 from genre_lightning.scoring.losses import build_loss
 from genre_lightning.scoring.metrics import genre_metrics, per_genre_metrics
 from genre_lightning.wording import counted
@@ -141,6 +142,14 @@ def print_genre_table(
         cells = [f"{metrics[f'{name}_{average}']:.3f}" for name in ("f1", "precision", "recall")]
         table.add_row(f"{average} average", *cells, f"{metrics[f'map_{average}']:.3f}", "", "")
     console.print(table)
+
+
+def print_written(folder: Path, console: Console) -> None:
+    """Print where the report is, and the files of :func:`write_evaluation` beside it."""
+    report = shell_command(relative_to_cwd(folder / "report.html"))
+    console.print(
+        f"Written: {report}, metrics.json, per_genre.csv and predictions.csv", soft_wrap=True
+    )
 
 
 def write_evaluation(

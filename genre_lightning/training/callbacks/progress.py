@@ -42,9 +42,13 @@ class Progress(RichProgressBar):
             self.disable()
 
     def configure_columns(self, trainer: pl.Trainer) -> list[ProgressColumn]:
+        # The bar takes what is left of a line, so that no line is wrapped in a usual terminal.
+        label, batches = self._get_train_description(0), trainer.num_training_batches
+        text = f"{label}  {batches}/{batches} 0:00:00 loss: 0.000 {self.monitor}: 0.000 best: 0.000"
+        left = Console().width - len(text)
         return [
             TextColumn("{task.description}"),
-            BarColumn(bar_width=10),
+            BarColumn(bar_width=min(10, max(3, left))),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         ]
@@ -74,8 +78,10 @@ class Progress(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         # Lightning's own text has a last epoch of -2 if training has no end.
-        text = epoch_label(current_epoch, self.trainer.max_epochs)
-        return f"{text:{len(self.validation_description)}}"
+        max_epochs = self.trainer.max_epochs
+        last = epoch_label(max(current_epoch, (max_epochs or 0) - 1), max_epochs)
+        width = max(len(last), len(self.validation_description))
+        return f"{epoch_label(current_epoch, max_epochs):{width}}"
 
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
