@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from genre_lightning.comparison.text import format_value
 from genre_lightning.files import AppendedText
 from genre_lightning.runs.naming import format_overrides, read_command
 from genre_lightning.wording import counted
@@ -78,7 +79,7 @@ def event_line(event: Mapping[str, Any], number: int, total: int) -> str:
     if event["status"] == "failed":
         parts.append(f"failed: {' '.join(event['error'].split())}")
     if event.get("monitor_value") is not None:
-        parts.append(f"{event['monitor']} {event['monitor_value']:.4g}")
+        parts.append(f"{event['monitor']} {format_value(event['monitor_value'])}")
     if "seconds" in event:
         parts.append(f"{event['seconds']:.0f} s")
     if event.get("resumed") is not None:

@@ -23,16 +23,16 @@ from tests.disks import small_disk
         ),
         (
             {"status": "completed", "monitor": "m", "monitor_value": 1, "seconds": 1, "resumed": 3},
-            "[3/9] seed=1  m 1  1 s  (resumed after 3 epochs)",
+            "[3/9] seed=1  m 1.0000  1 s  (resumed after 3 epochs)",
         ),
         (
             {"status": "already finished", "monitor": "m", "monitor_value": 0.5},
-            "[3/9] seed=1  already finished  m 0.5",
+            "[3/9] seed=1  already finished  m 0.5000",
         ),
         (
             {"status": "already finished", "changed": "trainer.max_epochs=7", "monitor": "m",
              "monitor_value": 0.5},
-            "[3/9] seed=1  already finished  with trainer.max_epochs=7  m 0.5",
+            "[3/9] seed=1  already finished  with trainer.max_epochs=7  m 0.5000",
         ),
         ({"status": "failed", "error": "E: a\n b"}, "[3/9] seed=1  failed: E: a b"),
         ({"status": "interrupted"}, "[3/9] seed=1  interrupted"),

@@ -346,7 +346,7 @@ def test_a_trial_with_the_values_of_an_earlier_one_takes_its_score(
     result["overrides"].append("trainer.max_epochs=9")
     write_result(folder, {**result, "monitor_value": 0.987})
     process = run_command([*command, *space, "sweep.n_trials=3"], tmp_path)
-    assert process.stdout.count("with trainer.max_epochs=9  val/map_macro 0.987\n") == 3
+    assert process.stdout.count("with trainer.max_epochs=9  val/map_macro 0.9870\n") == 3
 
     def contents() -> dict[Path, bytes]:
         files = (path for path in (tmp_path / "study").rglob("*") if path.is_file())
