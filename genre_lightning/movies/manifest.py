@@ -27,6 +27,7 @@ from genre_lightning.movies.movie import (
     Movie,
     MovieSet,
     PosterFile,
+    poster_path,
 )
 from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.movies.table import Row, read_table
@@ -204,7 +205,7 @@ def _parse_row(row: Row, manifest: Path, separator: str) -> Movie:
     }
     poster = text_of("poster", cells.get("poster", ""))
     if poster and not URL_PATTERN.search(poster):
-        columns["poster"] = PosterFile.at(manifest.parent / poster)
+        columns["poster"] = PosterFile.at(poster_path(manifest.parent, poster))
     genres = _split_genres(cells["genres"], separator)
     if genres and LIST_START.match(genres[0]):
         raise DataError(_unreadable_list(row.where, cells["genres"]))
