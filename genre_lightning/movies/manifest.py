@@ -40,7 +40,7 @@ LIST_START = re.compile(r"\[\s*[\"'{]")
 #: A cell in which another program has written a list: {Action,Comedy}, ('Action',), c("Action").
 OTHER_LIST = re.compile(r"(c?\(.*\)|\{.*\}|\[.*\])", re.DOTALL)
 #: Other separators that files use between genres.
-OTHER_SEPARATORS = (",", ";", "/", "•", "·")
+OTHER_SEPARATORS = (",", ";", "/", "&", "•", "·")
 #: Another separator is assumed if splitting by it gives at most this share of the genres that ours
 #: gives,
 FEWER_GENRES = 0.75

@@ -242,7 +242,7 @@ MOVIES = [
 ]
 
 
-@pytest.mark.parametrize("separator", [",", ", ", ";", " ; ", "/"])
+@pytest.mark.parametrize("separator", [",", ", ", ";", " ; ", "/", " & "])
 def test_another_separator_is_detected_and_suggested(manifest, separator):
     path = manifest(csv_of_genres([separator.join(genres) for genres in MOVIES]))
     with pytest.raises(DataError, match=r"movies\.csv:4, column genres: .*and 5 more") as caught:
@@ -264,6 +264,7 @@ def test_another_separator_is_detected_and_suggested(manifest, separator):
         pytest.param(["|".join(genres) for genres in MOVIES], id="default-separator"),
         pytest.param(["Music, Dance", "Kids, Family", "War", "Kids, Family"], id="commas-in-names"),
         pytest.param(["Sci-Fi/Fantasy|War", "Drama", "Sci-Fi/Fantasy|Drama"], id="slash-in-a-name"),
+        pytest.param(["Action & Adventure", "War & Politics", "War", "Drama"], id="and-in-names"),
         pytest.param(["Sci-Fi/Fantasy", "Sci-Fi", "Fantasy", "War", "Drama"], id="one-name-is-two"),
     ],
 )
