@@ -259,6 +259,11 @@ def check_prepared(branch_input: Input, prepared: Numbers, num_movies: int) -> N
             f"{type(branch_input).__name__} gives {described} for {movies}, not vectors {shape} "
             "float32, as its network_arguments say"
         )
+    if not bool(prepared["vectors"].isfinite().all()):
+        raise ValueError(
+            f"{type(branch_input).__name__} gives vectors with numbers that are not finite (NaN or "
+            "infinite), which make every score NaN"
+        )
 
 
 def derive_seed(purpose: str, seed: int) -> int:

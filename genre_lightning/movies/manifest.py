@@ -27,6 +27,7 @@ from genre_lightning.movies.movie import (
     Movie,
     MovieSet,
     PosterFile,
+    poster_path,
 )
 from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.movies.table import Row, read_table
@@ -39,7 +40,7 @@ LIST_START = re.compile(r"\[\s*[\"'{]")
 #: A cell in which another program has written a list: {Action,Comedy}, ('Action',), c("Action").
 OTHER_LIST = re.compile(r"(c?\(.*\)|\{.*\}|\[.*\])", re.DOTALL)
 #: Other separators that files use between genres.
-OTHER_SEPARATORS = (",", ";", "/", "•", "·")
+OTHER_SEPARATORS = (",", ";", "/", "&", "•", "·")
 #: Another separator is assumed if splitting by it gives at most this share of the genres that ours
 #: gives,
 FEWER_GENRES = 0.75
@@ -204,7 +205,7 @@ def _parse_row(row: Row, manifest: Path, separator: str) -> Movie:
     }
     poster = text_of("poster", cells.get("poster", ""))
     if poster and not URL_PATTERN.search(poster):
-        columns["poster"] = PosterFile.at(manifest.parent / poster)
+        columns["poster"] = PosterFile.at(poster_path(manifest.parent, poster))
     genres = _split_genres(cells["genres"], separator)
     if genres and LIST_START.match(genres[0]):
         raise DataError(_unreadable_list(row.where, cells["genres"]))

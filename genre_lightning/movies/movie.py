@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
@@ -109,6 +109,14 @@ class PosterFile:
             raise FileNotFoundError(f"{self.name}: no such member in the archive") from None
         except DAMAGED_ZIP as error:
             raise OSError(f"{self.name}: {error!s:.300}") from error
+
+
+def poster_path(folder: Path, text: str) -> Path:
+    """Path of a poster that a table in this folder names, with slashes or Windows's backslashes."""
+    path = folder / text
+    # Elsewhere a backslash can be part of a file's name.
+    is_posix = "\\" not in text or os.path.exists(path)
+    return path if is_posix else folder / PureWindowsPath(text).as_posix()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,8 +60,7 @@ def _has_value(movie: Movie, column: str) -> bool:
 def absent_posters(movies: Sequence[Movie]) -> list[str]:
     """The posters that the dataset names but that do not exist, as ``where: path``.
 
-    If none of several exists, only the first is listed: the folder is probably wrong, or the paths
-    were written by Windows.
+    If none of several exists, only the first is listed: the folder is probably wrong.
     """
     posters = [
         (f"{movie.where}: {poster.name}", poster.exists)
@@ -72,11 +70,7 @@ def absent_posters(movies: Sequence[Movie]) -> list[str]:
     ]
     missing = [name for name, exists in posters if not exists]
     if len(missing) == len(posters) > 1:
-        is_windows = os.sep == "/" and "\\" in missing[0]
-        return [
-            f"{missing[0]}, nor any other of the {len(posters):,} that the dataset names"
-            f"{'; write the paths with / instead of backslashes' if is_windows else ''}"
-        ]
+        return [f"{missing[0]}, nor any other of the {len(posters):,} that the dataset names"]
     return missing
 
 

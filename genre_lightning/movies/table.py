@@ -141,6 +141,7 @@ def csv_reader(lines: Iterable[str], delimiter: str, *, unquoted: bool) -> CsvRe
         lines,
         delimiter=delimiter,
         quoting=csv.QUOTE_NONE if unquoted else csv.QUOTE_MINIMAL,
+        skipinitialspace=True,  # Otherwise quotes after a blank would be part of the cell.
         strict=True,
     )
 

@@ -220,7 +220,7 @@ class GenrePredictor:
             InputError: a value can't be read; the message names it. PosterError for a poster. Not
                 raised with errors="report".
             PredictionError: a movie has no column that the model can use (not raised with
-                errors="report"), or a column is one that the model does not look at.
+                errors="report"), or has a value in a column that the model does not look at.
             ValueError: the columns differ in length, or ``errors`` has an unknown value.
             TypeError: a value has the wrong type for its column.
         """
@@ -319,9 +319,6 @@ class GenrePredictor:
         columns: Mapping[str, Sequence[Value | None] | None],
     ) -> list[Mapping[str, Value | None]]:
         """Turn the arguments of :meth:`predict`, one list per column, into one dict per movie."""
-        for name in columns:
-            if name not in self._columns:
-                raise PredictionError(self._unknown_column_message(name))
         # Under the names that the caller used, for messages.
         given = {"titles": titles, "posters": posters, **columns}
         lists = {
@@ -341,9 +338,6 @@ class GenrePredictor:
                 raise TypeError(f"the column {name} is given twice, as {argument} and as {name}")
         by_column = {column_names.get(name, name): values for name, values in lists.items()}
         return [{name: values[n] for name, values in by_column.items()} for n in range(count)]
-
-    def _unknown_column_message(self, column: str) -> str:
-        return f"the model does not look at {column!r}: it looks at {', '.join(self._columns)}"
 
     def _score_movies(
         self, movies: Iterable[Movie], strict: bool, batch_size: int
@@ -415,8 +409,9 @@ class GenrePredictor:
         for column, value in movie.items():
             if column not in self._columns and not is_absent(value):
                 raise PredictionError(
-                    f"movie {number} has a {column}, and {self._unknown_column_message(column)}; "
-                    f"leave {column} out (None) to predict without it"
+                    f"movie {number} has a {column}, and the model does not look at {column!r}: it "
+                    f"looks at {', '.join(self._columns)}; leave {column} out (None) to predict "
+                    "without it"
                 )
         read: dict[str, Any] = dict.fromkeys(self.model.inputs)
         problems: dict[str, str] = {}

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from genre_lightning.cells import text_of, unguard
 from genre_lightning.files import whole_file
-from genre_lightning.movies.movie import URL_PATTERN
+from genre_lightning.movies.movie import URL_PATTERN, poster_path
 from genre_lightning.movies.table import (
     csv_problem,
     csv_reader,
@@ -121,7 +121,7 @@ class MovieRows:
             return None
         # Don't make a path of a URL: it would lose one of its slashes.
         is_file = self.columns[column] == "poster" and not URL_PATTERN.search(text)
-        return self.folder / text if is_file else text
+        return poster_path(self.folder, text) if is_file else text
 
     def _lines(self, file: IO[bytes]) -> Iterator[str]:
         # Decoded line by line, so that an error can name the line's number.

@@ -12,7 +12,7 @@ import torch
 
 from genre_lightning.errors import InputError, UserError
 from genre_lightning.inputs.encode import encode_items
-from genre_lightning.inputs.input import DenseFeatures, Input, check_features
+from genre_lightning.inputs.input import DenseFeatures, Input, check_features, check_prepared
 from genre_lightning.inputs.part import JoinedPart, Part
 from genre_lightning.inputs.table import (
     INPUTS,
@@ -131,6 +131,16 @@ def test_encoded_vectors_that_break_the_contract_are_refused(
     monkeypatch.setattr(branch_input, "prepare", lambda numbers, seeds: numbers)
     with pytest.raises(ValueError, match=rf"YearInput gives {message}.*, not vectors \(2, 7\)"):
         encode_items({"year": branch_input}, {"year": [1990.0, None, 2000.0]})
+
+
+def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    branch_input = opened("year", tmp_path).input
+    vectors = torch.ones(2, 7)
+    vectors[1, 3] = torch.nan
+    with pytest.raises(
+        ValueError, match=r"^YearInput gives vectors with numbers that are not finite"
+    ):
+        check_prepared(branch_input, {"vectors": vectors}, 2)
 
 
 def test_a_state_that_is_not_plain_data_is_named(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shlex
 
 import pytest
@@ -83,6 +84,23 @@ def test_paths_are_relative_to_the_file(manifest, tmp_path, monkeypatch):
     assert [poster is not None and poster.exists for poster in posters] == [True, True]
 
 
+def test_paths_of_windows_are_read(manifest, tmp_path):
+    (tmp_path / "art").mkdir()
+    (tmp_path / "art" / "a.jpg").write_bytes(b"a")
+    movie, gone = read_manifest(manifest(HEADER + "A,art\\a.jpg,War\nB,art\\b.jpg,War\n")).movies
+    poster, missing = poster_of(movie), poster_of(gone)
+    assert poster is not None and poster.read_bytes() == b"a"
+    assert missing is not None and not missing.exists and missing.name.endswith("b.jpg")
+
+
+@pytest.mark.skipif(os.sep == "\\", reason="there, no file has such a name")
+def test_a_poster_may_have_a_backslash_in_its_name(manifest, tmp_path):
+    (tmp_path / "a\\b.jpg").write_bytes(b"a")
+    (movie,) = read_manifest(manifest(HEADER + "A,a\\b.jpg,War\n")).movies
+    poster = poster_of(movie)
+    assert poster is not None and poster.exists
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -90,6 +108,9 @@ def test_paths_are_relative_to_the_file(manifest, tmp_path, monkeypatch):
         pytest.param((HEADER + "Léon,,Drama\n").replace("\n", "\r\n").encode(), id="crlf"),
         pytest.param((HEADER + "Léon,,Drama").encode(), id="no-final-newline"),
         pytest.param(("Title, POSTER ,Genres\n" + " Léon , , Drama \n").encode(), id="blanks"),
+        pytest.param(
+            b'"title", "poster", "genres"\n"L\xc3\xa9on", "", "Drama"\n', id="quoted-blanks"
+        ),
         pytest.param((HEADER + "\n,,\nLéon,,Drama\n\n").encode(), id="blank-rows"),
     ],
 )
@@ -221,7 +242,7 @@ MOVIES = [
 ]
 
 
-@pytest.mark.parametrize("separator", [",", ", ", ";", " ; ", "/"])
+@pytest.mark.parametrize("separator", [",", ", ", ";", " ; ", "/", " & "])
 def test_another_separator_is_detected_and_suggested(manifest, separator):
     path = manifest(csv_of_genres([separator.join(genres) for genres in MOVIES]))
     with pytest.raises(DataError, match=r"movies\.csv:4, column genres: .*and 5 more") as caught:
@@ -243,6 +264,7 @@ def test_another_separator_is_detected_and_suggested(manifest, separator):
         pytest.param(["|".join(genres) for genres in MOVIES], id="default-separator"),
         pytest.param(["Music, Dance", "Kids, Family", "War", "Kids, Family"], id="commas-in-names"),
         pytest.param(["Sci-Fi/Fantasy|War", "Drama", "Sci-Fi/Fantasy|Drama"], id="slash-in-a-name"),
+        pytest.param(["Action & Adventure", "War & Politics", "War", "Drama"], id="and-in-names"),
         pytest.param(["Sci-Fi/Fantasy", "Sci-Fi", "Fantasy", "War", "Drama"], id="one-name-is-two"),
     ],
 )

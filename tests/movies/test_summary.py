@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from pathlib import Path
 
@@ -177,14 +176,6 @@ def test_if_all_posters_are_absent_only_the_first_is_listed():
     assert absent_posters(movies) == [
         "m:0: /nowhere/0.jpg, nor any other of the 3 that the dataset names"
     ]
-
-
-@pytest.mark.skipif(os.sep == "\\", reason="there, paths may have backslashes")
-def test_backslashes_in_paths_of_absent_posters_are_reported():
-    posters = [PosterFile.at(Path(f"/nowhere/posters\\{n}.jpg")) for n in range(2)]
-    movies = [Movie(str(n), {"poster": p}, ("A",), None, f"m:{n}") for n, p in enumerate(posters)]
-    (line,) = absent_posters(movies)
-    assert line.endswith("the dataset names; write the paths with / instead of backslashes")
 
 
 def test_a_genre_that_no_movie_has_is_not_reported():

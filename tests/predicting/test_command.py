@@ -418,6 +418,19 @@ def test_a_csv_file_is_parsed_as_for_training(
     assert (row["title"], row["poster"], row["problem"]) == ("None", r"\N", "")
 
 
+def test_quotes_after_blanks_and_paths_of_windows_are_read_as_for_training(
+    tiny_checkpoint: Path, tmp_path: Path
+):
+    (tmp_path / "art").mkdir()
+    Image.new("RGB", (20, 30)).save(tmp_path / "art" / "a.png")
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text('title, poster\n"Net, The (1995)", "art\\a.png"\n')
+    assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(out)]) == 0
+    _, (row,) = read_csv(out)
+    found = (row["title"], row["poster"], row["problem"])
+    assert found == ("Net, The (1995)", "art\\a.png", "")
+
+
 def test_an_unquoted_tsv_and_old_line_ends_are_read_as_for_training(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -400,10 +400,21 @@ def test_an_invalid_movie_of_a_stream_is_refused_by_number(predictor: GenrePredi
 
 
 def test_a_column_without_a_branch_is_refused(wider: GenrePredictor):
-    with pytest.raises(ValueError, match="'synposis': it looks at title, poster, synopsis"):
+    with pytest.raises(
+        PredictionError, match=r"movie 1 has a synposis, .* title, poster, synopsis;"
+    ):
         wider.predict(["Heat"], synposis=["A thief."])
     with pytest.raises(PredictionError, match=r"movie 2 has a cast, .* it looks at title, poster"):
         list(wider.stream([{"title": "Heat", "cast": None}, {"title": "Heat", "cast": "Pacino"}]))
+
+
+def test_a_column_without_a_branch_may_be_empty(wider: GenrePredictor):
+    expected = wider.predict(["Heat"])
+    assert wider.predict(["Heat"], cast=None) == expected
+    assert wider.predict(["Heat"], cast=[None]) == expected
+    assert list(wider.stream([{"title": "Heat", "cast": None}])) == expected
+    (explained,) = wider.predict(["Heat"], cast=[""], explain=True)
+    assert explained.explanation is not None
 
 
 def test_a_poster_read_by_two_branches_is_reported_once(wider: GenrePredictor, broken: Path):
