@@ -30,6 +30,7 @@ from genre_lightning.movies.movie import (
 )
 from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.movies.table import Row, read_table
+from genre_lightning.wording import first_of
 
 REQUIRED = ("title", "genres")
 #: Columns that are not text for a branch.
@@ -80,13 +81,13 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
         movies = [movie for movie in movies if movie.genres]
         notes.append(
             f"{unlabelled[0].where}, column genres: empty, so the movie is left out"
-            f"{f', the first of {len(unlabelled):,}' if len(unlabelled) > 1 else ''}"
+            f"{first_of(len(unlabelled))}"
         )
     if url_rows:
-        first, count = url_rows[0], len(url_rows)
+        first = url_rows[0]
         notes.append(
             f"{first.where}, column poster: {first.cells['poster']:.200} is a URL"
-            f"{f', the first of {count:,}' if count > 1 else ''}. URLs are not fetched, so these "
+            f"{first_of(len(url_rows))}. URLs are not fetched, so these "
             "movies have no poster: download the images, and give the paths of the files"
         )
     movie_set = MovieSet(movies, genres, tuple(notes), ids_are_rows="id" not in columns)
