@@ -191,19 +191,9 @@ def predict_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
     from genre_lightning.explain.parts import split_encoded
     from genre_lightning.inputs.encode import encode_items
 
-    kinds = predictor.model.given_columns
-    for name in movie:
-        if name not in kinds:
-            known = ", ".join(kinds)
-            message = f"This model has no branch for the {name:.100}: it looks at {known}."
-            raise ApiError(422, "no_branch", message)
-    if not movie:
-        raise ApiError(
-            400,
-            "nothing_given",
-            f"There is nothing to predict from yet: {_input_instructions(kinds)}.",
-        )
     model = predictor.model
+    kinds = model.given_columns
+    _check_given(movie, kinds)
     items, problems = _read_columns(predictor, movie)
     readable = {name: value for name, value in movie.items() if name not in problems}
     if not readable:
@@ -244,6 +234,21 @@ def predict_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
             for branch in active_branches
         },
     }
+
+
+def _check_given(movie: Mapping[str, str | bytes], kinds: Mapping[str, str]) -> None:
+    """Refuse a movie without columns, or with one that the model does not look at."""
+    for name in movie:
+        if name not in kinds:
+            known = ", ".join(kinds)
+            message = f"This model has no branch for the {name:.100}: it looks at {known}."
+            raise ApiError(422, "no_branch", message)
+    if not movie:
+        raise ApiError(
+            400,
+            "nothing_given",
+            f"There is nothing to predict from yet: {_input_instructions(kinds)}.",
+        )
 
 
 def _input_instructions(kinds: Mapping[str, str]) -> str:
