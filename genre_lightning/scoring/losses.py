@@ -13,7 +13,7 @@ in PyTorch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -304,11 +304,7 @@ def build_loss(
         raise ValueError(f"loss {name!r} is unknown; choose one of {', '.join(LOSSES)}")
     parameters = inspect.signature(LOSSES[name]).parameters
     known = ["class_weight" if key == "pos_weight" else key for key in parameters]
-    for key, value in numbers.items():
-        if key not in known:
-            raise ValueError(f"loss.{key}: {name} has no such argument; it has {known}")
-        if not (value is None or type(value) in (int, float)):
-            raise ValueError(f"loss.{key} must be a number, not {value!r}")
+    _check_numbers(name, numbers, known)
     if genre_counts is not None and not all(type(count) is int for count in genre_counts):
         raise ValueError("genre_counts must be whole numbers")
     arguments = dict(numbers)
@@ -340,6 +336,14 @@ def _prepare(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     return logits, targets.to(logits.dtype)
+
+
+def _check_numbers(name: str, numbers: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key, value in numbers.items():
+        if key not in known:
+            raise ValueError(f"loss.{key}: {name} has no such argument; it has {known}")
+        if not (value is None or type(value) in (int, float)):
+            raise ValueError(f"loss.{key} must be a number, not {value!r}")
 
 
 def _check_range(name: str, value: float, high: float, *, open_end: bool = False) -> None:
