@@ -23,8 +23,8 @@ import shutil
 import struct
 import uuid
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,16 +102,7 @@ def stored_folder(
     if folder.is_dir() and find_fault() is None:
         _add_missing_checksums(folder)
         return folder  # the usual case; takes no lock, so it works in a read-only cache
-    lock = _lock(cache_dir, folder.name)
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.info("another process is building %s: waiting for it", folder)
-            lock.acquire()
-    except OSError as error:
-        raise _cache_error(cache_dir, error) from error
+    lock = _wait_for_lock(folder)
     try:
         _remove_leftovers(cache_dir, own=folder.name)
         if folder.is_dir():
@@ -196,18 +187,11 @@ def remove_stored(folder: Path) -> None:
 
     Does nothing if the folder can't be removed, as in a read-only cache.
     """
-    lock = _lock(folder.parent, folder.name)
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError):
-        return
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        Path(lock.lock_file).unlink(missing_ok=True)
-    except OSError:
-        pass
-    finally:
-        lock.release()
+    with _lock_if_free(folder.parent, folder.name) as lock:
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def prefetch_rows(array: np.ndarray, rows: np.ndarray) -> None:
@@ -258,17 +242,9 @@ def _remove_leftovers(cache_dir: Path, own: str) -> None:
         if match["folder"] == own:
             shutil.rmtree(path, ignore_errors=True)
             continue
-        lock = _lock(cache_dir, match["folder"])
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue  # still being built
-        except OSError:
-            continue  # belongs to another user
-        try:
-            shutil.rmtree(path, ignore_errors=True)
-        finally:
-            lock.release()
+        with _lock_if_free(cache_dir, match["folder"]) as lock:
+            if lock is not None:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _temporary(folder: Path) -> Path:
@@ -277,6 +253,36 @@ def _temporary(folder: Path) -> Path:
 
 def _lock(cache_dir: Path, folder_name: str) -> BaseFileLock:
     return FileLock(cache_dir / f".{folder_name}.lock")
+
+
+def _wait_for_lock(folder: Path) -> BaseFileLock:
+    """Lock a cache folder, and create its parent if needed; waits for a process that builds it."""
+    lock = _lock(folder.parent, folder.name)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("another process is building %s: waiting for it", folder)
+            lock.acquire()
+    except OSError as error:
+        raise _cache_error(folder.parent, error) from error
+    return lock
+
+
+@contextmanager
+def _lock_if_free(cache_dir: Path, folder_name: str) -> Iterator[BaseFileLock | None]:
+    """Hold a folder's lock, or yield None if a process builds it or it is another user's."""
+    lock = _lock(cache_dir, folder_name)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        yield None
+        return
+    try:
+        yield lock
+    finally:
+        lock.release()
 
 
 def _is_cache_failure(error: OSError, cache_dir: Path) -> bool:
@@ -300,17 +306,7 @@ def _hash_part(update: Callable[[bytes], object], part: Any) -> None:
     """Hash one part as type, length and content, so that different parts give different bytes."""
     if isinstance(part, np.generic):
         part = part.item()
-    if part is None or isinstance(part, (bool, int)):
-        data = repr(part).encode()
-    elif isinstance(part, float):
-        data = struct.pack("<d", part)
-    elif isinstance(part, str):
-        data = part.encode("utf-8", "surrogatepass")  # as in file names in other encodings
-    elif isinstance(part, bytes):
-        data = part
-    elif isinstance(part, Path):
-        data = os.fsencode(part)
-    elif isinstance(part, (list, tuple)):
+    if isinstance(part, (list, tuple)):
         update(b"list:%d:" % len(part))
         for item in part:
             # Fast path, since most of what is hashed is millions of strings; same bytes as below.
@@ -319,20 +315,32 @@ def _hash_part(update: Callable[[bytes], object], part: Any) -> None:
                 update(b"str:%d:%b" % (len(data), data))
             else:
                 _hash_part(update, item)
-        return
     elif isinstance(part, Mapping):
         update(b"dict:%d:" % len(part))
         for name in sorted(part):
             _hash_part(update, name)
             _hash_part(update, part[name])
-        return
     elif isinstance(part, np.ndarray) and not part.dtype.hasobject:
         update(f"array:{part.dtype.str}:{part.shape}:".encode())
         update(np.ascontiguousarray(part).tobytes())
-        return
     else:
-        kind = type(part).__name__
-        raise TypeError(f"a cache key is made of plain data and numpy arrays, not of {kind}")
-    kind = "path" if isinstance(part, Path) else type(part).__name__
-    update(f"{kind}:{len(data)}:".encode())
-    update(data)
+        data = _plain_bytes(part)
+        kind = "path" if isinstance(part, Path) else type(part).__name__
+        update(f"{kind}:{len(data)}:".encode())
+        update(data)
+
+
+def _plain_bytes(value: Any) -> bytes:
+    """The content of a value that holds no others; TypeError for an object that is not data."""
+    if value is None or isinstance(value, (bool, int)):
+        return repr(value).encode()
+    if isinstance(value, float):
+        return struct.pack("<d", value)
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")  # as in file names in other encodings
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, Path):
+        return os.fsencode(value)
+    kind = type(value).__name__
+    raise TypeError(f"a cache key is made of plain data and numpy arrays, not of {kind}")

@@ -28,6 +28,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def first_of(count: int) -> str:
+    """The end of a clause about the first of some things: ", the first of 12"; "" for only one."""
+    return f", the first of {count:,}" if count > 1 else ""
+
+
 def closest_name(name: str, known: Iterable[str], min_similarity: float = 0.6) -> str | None:
     """The most similar known name; None if none is as similar as ``min_similarity``, in 0..1."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=min_similarity)

@@ -21,7 +21,7 @@ from genre_lightning.explain.table import explain_branch, find_explainer
 from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.table import INPUTS
-from genre_lightning.models.networks import NETWORKS, NetworkType
+from genre_lightning.models.networks import NETWORKS, NetworkType, build_network
 from genre_lightning.training.callbacks.resume import Interrupted
 from tests.running import assert_same_run, at_step
 from tests.webapp.serving import movie, serving
@@ -191,6 +191,27 @@ def test_new_branch_works_from_training_to_the_web_page(
         assert genre["branches"]["spelling"] != 0
         parts = genre["bias"] + sum(genre["branches"].values())
         assert parts == pytest.approx(genre["logit"], abs=1e-9)
+
+
+class PretrainedHead(LetterHead):
+    """Starts from weights that are all 7."""
+
+    def load_pretrained(self) -> None:
+        nn.init.constant_(self.head.weight, 7.0)
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("members", [1, 2])
+def test_new_network_starts_from_its_pretrained_weights(
+    members: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network_type = NetworkType(PretrainedHead, "letters", NETWORKS["letter_head"].limits)
+    monkeypatch.setitem(NETWORKS, "letter_head", network_type)
+    branches = {"spelling": {"name": "letter_head", "members": members}}
+    network = build_network(3, branches, {"spelling": LettersInput("title")})
+    weights = [value for name, value in network.named_parameters() if name.endswith("head.weight")]
+    assert len(weights) == members
+    assert all(torch.equal(weight, torch.full_like(weight, 7.0)) for weight in weights)
 
 
 @pytest.mark.usefixtures("registered")

@@ -199,27 +199,41 @@ def draw_examples(
         )
     examples: list[Example] = []
     for row in np.random.default_rng(seed).permutation(train).tolist():
-        movie = movies[row]
-        columns = {name: movie.value(name) for name in texts}
-        if not all(isinstance(text, str) and text for text in columns.values()):
-            continue
-        sent = None
-        if with_posters:
-            file = movie.value(POSTER)
-            if not isinstance(file, PosterFile) or not file.exists:
-                continue
-            try:
-                sent = poster.encode(file.read_bytes())
-            except (OSError, PosterError):
-                continue
-        shown = {name: str(text) for name, text in columns.items()}
-        examples.append(Example(movie.id, shown, movie.genres, sent))
+        example = _make_example(movies[row], texts, poster if with_posters else None)
+        if example is not None:
+            examples.append(example)
         if len(examples) > prompt.examples:
             return examples
     raise UserError(
         f"prompt.examples={prompt.examples}: only {len(examples)} movies of train have all of "
         f"{', '.join(show)}, and one more than the examples is needed"
     )
+
+
+def _make_example(
+    movie: Movie, texts: Sequence[str], poster: PosterFormat | None
+) -> Example | None:
+    """A movie as an example; None if it lacks a text or a readable poster.
+
+    Args:
+        movie: with its genres.
+        texts: columns of text to show.
+        poster: how its poster is sent; None to send none.
+    """
+    columns = {name: movie.value(name) for name in texts}
+    if not all(isinstance(text, str) and text for text in columns.values()):
+        return None
+    sent = None
+    if poster is not None:
+        file = movie.value(POSTER)
+        if not isinstance(file, PosterFile) or not file.exists:
+            return None
+        try:
+            sent = poster.encode(file.read_bytes())
+        except (OSError, PosterError):
+            return None
+    shown = {name: str(text) for name, text in columns.items()}
+    return Example(movie.id, shown, movie.genres, sent)
 
 
 def open_answer_file(folder: Path, reuse: str | None) -> AnswerFile:

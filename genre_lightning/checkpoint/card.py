@@ -230,8 +230,17 @@ def _check_values(card: Mapping[str, Any]) -> None:
         or len(set(genres)) != len(genres)
     ):
         raise CheckpointError("its genres are not a list of distinct names")
+    _check_thresholds(card, len(genres))
+    activation = card.get("activation")
+    if type(activation) is not str or activation not in ACTIVATIONS:
+        raise CheckpointError(f"its activation {activation!r:.100} is unknown")
+    _check_data(card)
+    _check_loss(_mapping(card, "loss"), len(genres), activation)
+
+
+def _check_thresholds(card: Mapping[str, Any], num_genres: int) -> None:
     thresholds = card.get("thresholds")
-    if not isinstance(thresholds, list) or len(thresholds) != len(genres):
+    if not isinstance(thresholds, list) or len(thresholds) != num_genres:
         raise CheckpointError("it does not have one threshold for each genre")
     if not all(type(t) is float and 0 <= t <= 1 for t in thresholds):
         raise CheckpointError("its thresholds are not numbers in 0..1")
@@ -240,26 +249,29 @@ def _check_values(card: Mapping[str, Any]) -> None:
         check_threshold_fit(**card.get("threshold_fit", {}))
     except (TypeError, SettingError) as error:
         raise CheckpointError(f"how its thresholds were fitted is not known: {error}") from error
-    activation = card.get("activation")
-    if type(activation) is not str or activation not in ACTIVATIONS:
-        raise CheckpointError(f"its activation {activation!r:.100} is unknown")
+
+
+def _check_data(card: Mapping[str, Any]) -> None:
+    """Check the description of the data, and the entries on them that older files lack."""
     data = _mapping(card, "data")
     if not all(type(v) in (str, int, float, bool, type(None)) for v in data.values()):
         raise CheckpointError("its data is not described by names and numbers")
-    if not isinstance(card.get("learnt_from"), str | None):  # missing in older files
+    if not isinstance(card.get("learnt_from"), str | None):
         raise CheckpointError("the movies that it has learnt from are not named by a key")
-    movies = card.get("learnt_movies") or ""  # likewise
+    movies = card.get("learnt_movies") or ""
     if not isinstance(movies, str) or not re.fullmatch("([0-9a-f]{16})*", movies):
         raise CheckpointError("the movies that it has learnt from are not listed by hashes")
-    content = card.get("content", {})  # likewise
+    content = card.get("content", {})
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content.values()):
         raise CheckpointError("what its branches have read is not named by keys")
-    loss = _mapping(card, "loss")
+
+
+def _check_loss(loss: Mapping[str, Any], num_genres: int, activation: str) -> None:
     try:
         loss_module = build_loss(**loss)
         counts = loss.get("genre_counts")
-        if counts is not None and len(counts) != len(genres):
-            raise ValueError(f"{len(counts)} genre_counts for {len(genres)} genres")
+        if counts is not None and len(counts) != num_genres:
+            raise ValueError(f"{len(counts)} genre_counts for {num_genres} genres")
     except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"its loss can't be rebuilt: {str(error)[:500]}") from error
     if loss_module.activation != activation:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genre_lightning.cells import guarded
-from genre_lightning.comparison.ranking import COSTS, Comparison, compare_runs
+from genre_lightning.comparison.ranking import COSTS, Comparison, Group, compare_runs
 from genre_lightning.comparison.reading import find_runs
 from genre_lightning.comparison.run import Setting, format_setting, metric_names
 from genre_lightning.comparison.swept import SEED_KEY
@@ -125,34 +125,44 @@ def ranked_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     With several ranked groups, only the settings in which they differ are included.
     """
     ranked = [group for group in comparison.groups if group.rank is not None]
-    settings = list(zip(*(group.settings for group in ranked), strict=True))
     columns: list[list[str]] = [
         ["rank", *(str(group.rank) for group in ranked)],
         [RUN_HEADING, *(best_run(group, comparison).name for group in ranked)],
+        *_setting_columns(ranked, comparison),
+        *_score_columns(ranked, comparison),
+        *_training_columns(ranked, comparison),
     ]
+    headings, *rows = map(list, zip(*columns, strict=True))
+    return headings, rows
+
+
+def _setting_columns(ranked: Sequence[Group], comparison: Comparison) -> Iterator[list[str]]:
+    settings = list(zip(*(group.settings for group in ranked), strict=True))
     for key, values in zip(comparison.keys, settings, strict=False):
         texts = list(map(format_setting, values))
         if len(set(texts)) > 1 or len(ranked) == 1:
-            columns.append([comparison.key_label(key), *texts])
-    columns.append([comparison.metric, *(format_value(group.mean) for group in ranked)])
+            yield [comparison.key_label(key), *texts]
+
+
+def _score_columns(ranked: Sequence[Group], comparison: Comparison) -> Iterator[list[str]]:
+    yield [comparison.metric, *(format_value(group.mean) for group in ranked)]
     if comparison.has_spread:
         sizes = [(len(group.values), len(group.runs)) for group in ranked]
-        columns.append(["sd", *(format_value(group.sd) for group in ranked)])
-        columns.append(["n", *(f"{n}" if n == total else f"{n} of {total}" for n, total in sizes)])
+        yield ["sd", *(format_value(group.sd) for group in ranked)]
+        yield ["n", *(f"{n}" if n == total else f"{n} of {total}" for n, total in sizes)]
     for name in comparison.columns:
-        columns.append([name, *(format_value(group.mean_of(name)) for group in ranked)])
+        yield [name, *(format_value(group.mean_of(name)) for group in ranked)]
+
+
+def _training_columns(ranked: Sequence[Group], comparison: Comparison) -> Iterator[list[str]]:
     for name, heading in comparison.costs.items():
-        columns.append([heading, *(format_cost(group.mean_number(name)) for group in ranked)])
+        yield [heading, *(format_cost(group.mean_number(name)) for group in ranked)]
     completed_runs = [[run for run in group.runs if run.completed] for group in ranked]
-    columns.append(
-        ["epochs", *(_format_range([run.epochs for run in runs]) for runs in completed_runs)]
-    )
+    yield ["epochs", *(_format_range([run.epochs for run in runs]) for runs in completed_runs)]
     seconds = [
         sum(run.number("seconds") or 0.0 for run in runs) / len(runs) for runs in completed_runs
     ]
-    columns.append(["time", *map(format_duration, seconds)])
-    headings, *rows = map(list, zip(*columns, strict=True))
-    return headings, rows
+    yield ["time", *map(format_duration, seconds)]
 
 
 def _fit_columns(

@@ -103,20 +103,12 @@ def is_run_folder(folder: Path) -> bool:
 def read_run(folder: Path, name: str) -> Run | None:
     """Read a run folder; None if another command, such as evaluate.py, wrote it."""
     notes: list[str] = []
-    result: Mapping[str, Any] | None = None
-    try:
-        result = read_result(folder)
-        status = "interrupted" if result is None else str(result["status"])
-    except (UserError, RecursionError) as error:
-        notes.append(
-            str(error) if isinstance(error, UserError) else f"{folder / RUN_FILES[0]}: {error}"
-        )
-        status = "damaged"
+    result, status = _read_result(folder, notes)
     config = _read_yaml(folder / CONFIG_FOLDER / "config.yaml", _settings, notes)
     history = _read_history(folder / HISTORY_FILE, notes)
     if (
-        result is None
-        and status != "damaged"
+        status == "interrupted"
+        and not result
         and not history
         and config
         and "monitor" not in config
@@ -130,7 +122,7 @@ def read_run(folder: Path, name: str) -> Run | None:
         if name.startswith(CHOICE_PREFIX)
     }
     if overrides is None:
-        recorded = (result or {}).get("overrides")
+        recorded = result.get("overrides")
         overrides = _override_pairs(recorded) if isinstance(recorded, list) else {}
     # The name of a language model is shown as its choice of conf/model.
     language_model = {**overrides, **(config or {})}.get(LANGUAGE_MODEL_KEY)
@@ -142,7 +134,7 @@ def read_run(folder: Path, name: str) -> Run | None:
         folder=folder,
         name=name,
         status="running" if is_running(folder) else status,
-        result=result or {},
+        result=result,
         settings=config or overrides,
         choices=choices | _branches(config or {}),
         overridden=frozenset(overrides),
@@ -152,6 +144,19 @@ def read_run(folder: Path, name: str) -> Run | None:
         log_scales=_log_scales(folder.parent),
         notes=tuple(map(printable, notes)),
     )
+
+
+def _read_result(folder: Path, notes: list[str]) -> tuple[Mapping[str, Any], str]:
+    """Read result.json, empty without one, and the run's status; damage adds a note."""
+    try:
+        result = read_result(folder)
+    except UserError as error:
+        notes.append(str(error))
+    except RecursionError as error:
+        notes.append(f"{folder / RUN_FILES[0]}: {error}")
+    else:
+        return ({}, "interrupted") if result is None else (result, str(result["status"]))
+    return {}, "damaged"
 
 
 def _read_yaml(

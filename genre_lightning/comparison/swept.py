@@ -78,12 +78,9 @@ def swept_keys(runs: Sequence[Run]) -> list[str]:
         values = {
             _comparable(run_settings[key]) for run_settings in settings if key in run_settings
         }
-        if key in groups:
+        if len(values) > 1 or key in groups:
             return len(values) > 1
-        return (
-            len(values) > 1
-            or len({_comparable(run_settings.get(key)) for run_settings in complete_settings}) > 1
-        )
+        return len({_comparable(run_settings.get(key)) for run_settings in complete_settings}) > 1
 
     def is_determined_by(key: str, choices: Sequence[str]) -> bool:
         """Whether these choices of groups determine the value of a key."""
@@ -97,20 +94,20 @@ def swept_keys(runs: Sequence[Run]) -> list[str]:
         return key not in (SEED_KEY, MODE_KEY) and not changes_no_result(key)
 
     differing = [key for key in keys if is_compared(key) and has_several_values(key)]
-    # an experiment chooses for other groups, so it comes first
+    # An experiment chooses for other groups, so it comes first.
     group_keys = sorted(
         (key for key in differing if key in groups), key=lambda key: key != "experiment"
     )
     choices: list[str] = []
+
+    def follows(key: str) -> bool:
+        """Whether a key differs only since the choices of groups do."""
+        return key not in overridden and bool(choices) and is_determined_by(key, choices)
+
     for key in group_keys:
-        if key in overridden or not (choices and is_determined_by(key, choices)):
+        if not follows(key):
             choices.append(key)
-    rest = [
-        key
-        for key in differing
-        if key not in groups
-        and (key in overridden or not (choices and is_determined_by(key, choices)))
-    ]
+    rest = [key for key in differing if key not in groups and not follows(key)]
     return [*choices, *sorted(rest, key=lambda key: key not in overridden)]
 
 

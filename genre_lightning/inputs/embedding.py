@@ -155,14 +155,7 @@ class EmbeddingInput(Input):
         if year and not natural:
             raise ValueError("year: true needs natural: true")
         for key, words in (("prompt", prompt), ("prompt_after", prompt_after)):
-            if type(words) is not str or not is_plain_text(words) or len(words) > MAX_PROMPT:
-                raise ValueError(
-                    f"{key}: {words!r:.100} is not a text of up to {MAX_PROMPT} characters, "
-                    "without quotation marks, backslashes, [], {} and line breaks: "
-                    'such as "A movie called "'
-                )
-            if words and self.of != "text":
-                raise ValueError(f"{key}: {words!r:.100} is for texts, not for posters")
+            _check_prompt(key, words, self.of)
         self.views = views
         self.natural = natural
         self.year = year
@@ -175,6 +168,10 @@ class EmbeddingInput(Input):
     def fitted(self) -> bool:
         """Whether the hash of the weights and the width are known; nothing else is learnt."""
         return self.sha256 is not None and self.width is not None
+
+    @property
+    def uses_year(self) -> bool:
+        return self.year
 
     def network_arguments(self) -> dict[str, Any]:
         if self.width is None:
@@ -202,10 +199,11 @@ class EmbeddingInput(Input):
             self.load()
         if self.of == "poster":
             return self._open_posters(values, store)
+        return self._open_texts(values, store)
+
+    def _open_texts(self, values: Sequence[str | None], store: Store) -> Features:
         items = [None if value is None else self.read(value) for value in values]
-        texts = [value for value in items if value is not None]
-        unique = list(dict.fromkeys(texts))
-        index_of = {text: index for index, text in enumerate(unique)}
+        unique = list(dict.fromkeys(item for item in items if item is not None))
         source = Source(
             count=len(unique),
             hashes=lambda start, stop: [
@@ -217,15 +215,10 @@ class EmbeddingInput(Input):
             quick_key=[unique],
             chunk_size=_text_chunk_size(unique),
         )
-        cache = open_embeddings(source, self._key(), self._shape(), self._description(), store)
-        row_index = np.array(
-            [-1 if value is None else index_of[value] for value in items], np.int64
-        )
+        cache = self._cached(source, store)
+        index_of = {text: index for index, text in enumerate(unique)}
+        row_index = np.array([-1 if item is None else index_of[item] for item in items], np.int64)
         return DenseFeatures("vectors", cache.vectors, row_index)
-
-    def _description(self) -> str:
-        """What the progress bar shows; several encoders can read the same column."""
-        return f"embedding {self.column} with {self.spec.name}"
 
     def _open_posters(self, values: Sequence[PosterFile | None], store: Store) -> Features:
         files, file_index = unique_files(values)
@@ -237,9 +230,15 @@ class EmbeddingInput(Input):
             quick_key=files_key(files),
             recovered_reason=lambda index: recovered_reason(files[index]),
         )
-        cache = open_embeddings(source, self._key(), self._shape(), self._description(), store)
+        cache = self._cached(source, store)
         row_index, unreadable = cached_rows(files, file_index, cache.masked)
         return DenseFeatures("vectors", cache.vectors, row_index, unreadable)
+
+    def _cached(self, source: Source, store: Store) -> Embeddings:
+        """The vectors of a dataset's distinct values, from the cache where it has them."""
+        # Several encoders can read the same column.
+        description = f"embedding {self.column} with {self.spec.name}"
+        return open_embeddings(source, self._key(), self._shape(), description, store)
 
     def _key(self) -> str:
         """Return the cache's key: a hash of all settings that change the vectors of equal items."""
@@ -482,6 +481,18 @@ class _PosterSource:
             else self.branch_input.empty_vectors()
         )
         return Embeddings(vectors, masked)
+
+
+def _check_prompt(key: str, words: Any, of: str) -> None:
+    """Refuse a prompt that is not plain text, or that is for posters."""
+    if type(words) is not str or not is_plain_text(words) or len(words) > MAX_PROMPT:
+        raise ValueError(
+            f"{key}: {words!r:.100} is not a text of up to {MAX_PROMPT} characters, "
+            "without quotation marks, backslashes, [], {} and line breaks: "
+            'such as "A movie called "'
+        )
+    if words and of != "text":
+        raise ValueError(f"{key}: {words!r:.100} is for texts, not for posters")
 
 
 def _text_chunk_size(texts: Sequence[str]) -> int:

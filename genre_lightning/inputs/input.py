@@ -139,6 +139,11 @@ class Input(ABC):
     def fitted(self) -> bool:
         """Whether the input can encode: it has been fitted, or has nothing to learn."""
 
+    @property
+    def uses_year(self) -> bool:
+        """Whether it reads the release year in a text, as in "Heat (1995)"."""
+        return False
+
     @abstractmethod
     def network_arguments(self) -> dict[str, Any]:
         """Return the arguments that describe the numbers to any network, such as their width."""

@@ -167,18 +167,7 @@ def _check_jpeg(data: bytes) -> int:
     component_blocks: dict[int, int] = {}
     progressive = False
     num_scans = num_blocks = exif_bytes = coefficient_bytes = 0
-    position = 2
-    while (match := _MARKER.search(data, position)) is not None:
-        marker, position = match[1][0], match.end()
-        if marker in (_TEM, _SOI):
-            continue
-        if marker == _EOI:
-            break
-        length = int.from_bytes(data[position : position + 2])
-        body = data[position + 2 : position + length]
-        if length < 2 or len(body) < length - 2:
-            break
-        position += length
+    for marker, body in _jpeg_segments(data):
         if marker in _FRAMES:
             if marker not in (_BASELINE, _EXTENDED, _PROGRESSIVE):
                 raise PosterError(f"an unsupported kind of JPEG (SOF{marker - _BASELINE})")
@@ -204,6 +193,21 @@ def _check_jpeg(data: bytes) -> int:
                     f"the {num_scans} scans of a JPEG cover more than {MAX_BLOCKS:,} blocks"
                 )
     return coefficient_bytes
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield marker and content of each segment of a JPEG, up to the end or a truncated segment."""
+    position = 2
+    while (match := _MARKER.search(data, position)) is not None:
+        marker, position = match[1][0], match.end()
+        if marker in (_TEM, _SOI):
+            continue
+        length = int.from_bytes(data[position : position + 2])
+        body = data[position + 2 : position + length]
+        if marker == _EOI or length < 2 or len(body) < length - 2:
+            return
+        position += length
+        yield marker, body
 
 
 def _count_blocks(frame: bytes) -> dict[int, int]:

@@ -90,6 +90,10 @@ class TermsInput(Input):
     def fitted(self) -> bool:
         return self.vectorizer.fitted
 
+    @property
+    def uses_year(self) -> bool:
+        return self.vectorizer.decade
+
     def network_arguments(self) -> dict[str, Any]:
         return {"vocabulary_size": self.vectorizer.vocabulary_size}
 

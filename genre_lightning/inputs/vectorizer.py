@@ -28,6 +28,22 @@ MAX_NGRAM = 32
 MAX_TERM_CHARACTERS = 2**26
 
 _STATE_VERSION = 1
+#: Types of the constructor's arguments in a state, and of the state's other entries.
+_SETTINGS: dict[str, tuple[type, ...]] = {
+    "vocabulary_size": (int,),
+    "analyzer": (str,),
+    "ngram_range": (list,),
+    "sublinear_tf": (bool,),
+    "decade": (bool,),
+    "decade_weight": (float,),
+}
+_STATE_TYPES: dict[str, tuple[type, ...]] = {
+    "version": (int,),
+    **_SETTINGS,
+    "terms": (list, type(None)),
+    "idf": (list,),
+    "years": (list, type(None)),
+}
 _CHUNK = 4096  # titles transformed at once: bounds the memory of transform
 
 #: A term and where it stands in a text: ``text[start:end]``.
@@ -253,47 +269,16 @@ class TermVectorizer:
         Raises:
             ValueError: naming the key that is missing, unknown, out of range or has a wrong type.
         """
-        if not isinstance(state, Mapping):
-            raise ValueError(f"terms: a mapping is needed, not {type(state).__name__}")
-        types: dict[str, tuple[type, ...]] = {
-            "version": (int,),
-            "vocabulary_size": (int,),
-            "analyzer": (str,),
-            "ngram_range": (list,),
-            "sublinear_tf": (bool,),
-            "decade": (bool,),
-            "decade_weight": (float,),
-            "terms": (list, type(None)),
-            "idf": (list,),
-            "years": (list, type(None)),
-        }
-        for key in (*types, *state):
-            if key not in state:
-                raise ValueError(f"terms: {key} is missing")
-            if key not in types:
-                raise ValueError(f"terms: unknown key {key!r:.100}")
-            _check_types(key, [state[key]], *types[key])
-        if state["version"] != _STATE_VERSION:
-            raise ValueError(
-                f"terms: version {state['version']} is not {_STATE_VERSION}, "
-                "the one that this program writes"
-            )
-        _check_types("ngram_range", state["ngram_range"], int)
-        arguments = ("vocabulary_size", "analyzer", "ngram_range", "sublinear_tf", "decade")
+        _check_state(state)
         try:
-            vectorizer = cls(
-                **{name: state[name] for name in arguments}, decade_weight=state["decade_weight"]
-            )
+            vectorizer = cls(**{name: state[name] for name in _SETTINGS})
+            years = None if state["years"] is None else check_years(state["years"])
         except ValueError as error:
             raise ValueError(f"terms: {error}") from None
         if state["terms"] is not None:
-            try:
-                years = None if state["years"] is None else check_years(state["years"])
-            except ValueError as error:
-                raise ValueError(f"terms: {error}") from None
             _check_types("idf", state["idf"], float)
             vectorizer._set_vocabulary(state["terms"], state["idf"], years)
-        elif state["idf"] or state["years"]:
+        elif state["idf"] or years:
             raise ValueError("terms: idf and years, but no terms")
         return vectorizer
 
@@ -469,6 +454,24 @@ _SPANS: dict[str, Callable[[str, int, int], Iterator[Span]]] = {
     "char_wb": _char_wb_spans,
     "item": _item_spans,
 }
+
+
+def _check_state(state: Any) -> None:
+    """Refuse a state of another version, or whose keys or types are not those of a vectorizer."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"terms: a mapping is needed, not {type(state).__name__}")
+    for key in (*_STATE_TYPES, *state):
+        if key not in state:
+            raise ValueError(f"terms: {key} is missing")
+        if key not in _STATE_TYPES:
+            raise ValueError(f"terms: unknown key {key!r:.100}")
+        _check_types(key, [state[key]], *_STATE_TYPES[key])
+    if state["version"] != _STATE_VERSION:
+        raise ValueError(
+            f"terms: version {state['version']} is not {_STATE_VERSION}, "
+            "the one that this program writes"
+        )
+    _check_types("ngram_range", state["ngram_range"], int)
 
 
 def _check_types(key: str, values: Iterable[Any], *allowed: type) -> None:

@@ -66,6 +66,10 @@ class YearInput(Input):
         first, last = self.years
         return np.arange(first, last + self.spacing, self.spacing, dtype=np.float64)
 
+    @property
+    def uses_year(self) -> bool:
+        return True
+
     def network_arguments(self) -> dict[str, Any]:
         return {"width": len(self.centres)}
 

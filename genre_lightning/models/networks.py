@@ -25,7 +25,7 @@ from genre_lightning.inputs.input import MAX_WIDTH, Input
 from genre_lightning.inputs.vectorizer import MAX_VOCABULARY_SIZE
 from genre_lightning.models.embedding_head import NORMS, EmbeddingHead
 from genre_lightning.models.fusion import Fusion
-from genre_lightning.models.members import Ensemble
+from genre_lightning.models.members import Ensemble, networks_of
 from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.models.poster_resnet import PosterResNet
 from genre_lightning.models.terms_linear import TermsLinear
@@ -50,7 +50,8 @@ class NetworkType:
     """A kind of network that a branch can have.
 
     Attributes:
-        factory: the class; its arguments are numbers, lists of numbers, and words.
+        factory: the class; its arguments are numbers, lists of numbers, and words. If it has a
+            method ``load_pretrained``, this is called once before training.
         takes: what its input must give: "terms", "pixels" or "vectors".
         limits: by argument, its inclusive range, the words it can be, or a function that says
             whether it can be a word. A description can come from an untrusted checkpoint, so only
@@ -162,9 +163,11 @@ def build_network(
     sketch_network(description)  # refuses too many parameters before allocating them
     network = _assemble(description)
     network.description = description
-    for module in network.modules():
-        if isinstance(module, PosterEncoder):
-            module.load_pretrained()
+    for branch in network.branches.values():
+        for each in networks_of(branch):
+            load_pretrained = getattr(each, "load_pretrained", None)
+            if callable(load_pretrained):
+                load_pretrained()
     return network
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from genre_lightning.cells import text_of
 from genre_lightning.movies.movie import DataError, MovieSet, without_empty
-from genre_lightning.movies.table import read_table
+from genre_lightning.movies.table import Row, read_table
 
 #: Columns of a dataset's own file that hold no texts.
 NO_TEXTS = ("poster", "split")
@@ -26,35 +27,8 @@ def join_columns(movie_set: MovieSet, path: str | Path) -> MovieSet:
     """
     path = Path(path).expanduser()
     columns, rows = read_table(path, ("id",))
-    new_columns = [name for name in columns if name != "id"]
-    if not new_columns:
-        raise DataError(f"{path.name}:1: there is no column besides id, so nothing to join")
-    existing_columns = {"title", "genres", *movie_set.columns()}
-    if any(movie.split for movie in movie_set.movies):
-        existing_columns.add("split")
-    for name in new_columns:
-        if name in NO_TEXTS and name not in existing_columns:
-            raise DataError(
-                f"{path.name}:1: data.columns adds texts; put the column {name!r} into the "
-                "dataset's own file, or rename this one if it is a text"
-            )
-        if name in existing_columns:
-            raise DataError(
-                f"{path.name}:1: the dataset has a column {name!r} already; rename this one"
-            )
-    by_id: dict[str, dict[str, str]] = {}
-    where_of_id: dict[str, str] = {}
-    for row in rows:
-        cells = dict(row.cells)
-        movie_id = cells.pop("id")
-        if not movie_id:
-            raise DataError(f"{row.where}, column id: empty")
-        if movie_id in by_id:
-            raise DataError(
-                f"{row.where}, column id: {movie_id!r} is already the id at {where_of_id[movie_id]}"
-            )
-        by_id[movie_id] = {name: text_of(name, cell) for name, cell in cells.items()}
-        where_of_id[movie_id] = row.where
+    _check_new_columns(path.name, [name for name in columns if name != "id"], movie_set)
+    by_id, where_of_id = _texts_by_id(rows)
     movies = [
         replace(movie, columns={**movie.columns, **without_empty(by_id.pop(movie.id, {}))})
         for movie in movie_set.movies
@@ -77,3 +51,38 @@ def join_columns(movie_set: MovieSet, path: str | Path) -> MovieSet:
             f"the dataset does not have, first {where_of_id[next(iter(by_id))]}: left out",
         )
     return replace(movie_set, movies=movies, notes=notes)
+
+
+def _check_new_columns(file: str, new_columns: Sequence[str], movie_set: MovieSet) -> None:
+    """Refuse columns that hold no texts, or that the dataset already has."""
+    if not new_columns:
+        raise DataError(f"{file}:1: there is no column besides id, so nothing to join")
+    existing_columns = {"title", "genres", *movie_set.columns()}
+    if any(movie.split for movie in movie_set.movies):
+        existing_columns.add("split")
+    for name in new_columns:
+        if name in existing_columns:
+            raise DataError(f"{file}:1: the dataset has a column {name!r} already; rename this one")
+        if name in NO_TEXTS:
+            raise DataError(
+                f"{file}:1: data.columns adds texts; put the column {name!r} into the dataset's "
+                "own file, or rename this one if it is a text"
+            )
+
+
+def _texts_by_id(rows: Iterable[Row]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Return each row's texts by column, and its place for messages, both by the movie's id."""
+    texts: dict[str, dict[str, str]] = {}
+    where_of_id: dict[str, str] = {}
+    for row in rows:
+        cells = dict(row.cells)
+        movie_id = cells.pop("id")
+        if not movie_id:
+            raise DataError(f"{row.where}, column id: empty")
+        if movie_id in texts:
+            raise DataError(
+                f"{row.where}, column id: {movie_id!r} is already the id at {where_of_id[movie_id]}"
+            )
+        texts[movie_id] = {name: text_of(name, cell) for name, cell in cells.items()}
+        where_of_id[movie_id] = row.where
+    return texts, where_of_id

@@ -31,6 +31,7 @@ from genre_lightning.movies.movie import (
 )
 from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.movies.table import Row, read_table
+from genre_lightning.wording import first_of
 
 REQUIRED = ("title", "genres")
 #: Columns that are not text for a branch.
@@ -68,6 +69,7 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
     path = Path(path).expanduser()
     columns, rows = read_table(path, REQUIRED)
     if genre_separator is None:
+        _check_lists(rows)
         _check_separator(rows)
     separator = SEPARATOR if genre_separator is None else _validated_separator(genre_separator)
     movies = [_parse_row(row, path, separator) for row in rows]
@@ -81,13 +83,13 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
         movies = [movie for movie in movies if movie.genres]
         notes.append(
             f"{unlabelled[0].where}, column genres: empty, so the movie is left out"
-            f"{f', the first of {len(unlabelled):,}' if len(unlabelled) > 1 else ''}"
+            f"{first_of(len(unlabelled))}"
         )
     if url_rows:
-        first, count = url_rows[0], len(url_rows)
+        first = url_rows[0]
         notes.append(
             f"{first.where}, column poster: {first.cells['poster']:.200} is a URL"
-            f"{f', the first of {count:,}' if count > 1 else ''}. URLs are not fetched, so these "
+            f"{first_of(len(url_rows))}. URLs are not fetched, so these "
             "movies have no poster: download the images, and give the paths of the files"
         )
     movie_set = MovieSet(movies, genres, tuple(notes), ids_are_rows="id" not in columns)
@@ -123,12 +125,8 @@ def _validated_separator(separator: Any) -> str:
     )
 
 
-def _check_separator(rows: Sequence[Row]) -> None:
-    """Refuse genres that seem to be joined by another separator than ``|``.
-
-    The name of a genre can contain a comma or a slash. But if such a character joins genres,
-    splitting by it leaves far fewer distinct genres.
-    """
+def _check_lists(rows: Sequence[Row]) -> None:
+    """Refuse genres if most cells are lists that another program has written and we can't read."""
     distinct_cells = {row.cells["genres"] for row in rows}
     lists = {
         cell
@@ -139,34 +137,35 @@ def _check_separator(rows: Sequence[Row]) -> None:
         row = next(row for row in rows if row.cells["genres"] in lists)
         raise DataError(_unreadable_list(row.where, row.cells["genres"]))
 
-    def split_by(separator: str) -> tuple[set[str], list[Row]]:
-        genres = {g for cell in distinct_cells for g in _split_genres(cell, separator)}
-        return genres, [row for row in rows if separator in row.cells["genres"]]
 
-    default_genres, default_rows = split_by(SEPARATOR)
+def _check_separator(rows: Sequence[Row]) -> None:
+    """Refuse genres that seem to be joined by another separator than ``|``.
+
+    The name of a genre can contain a comma or a slash. But if such a character joins genres,
+    splitting by it leaves far fewer distinct genres.
+    """
+    distinct_cells = {row.cells["genres"] for row in rows}
+
+    def num_genres(separator: str) -> int:
+        return len({g for cell in distinct_cells for g in _split_genres(cell, separator)})
+
+    found = [other for other in OTHER_SEPARATORS if any(other in cell for cell in distinct_cells)]
     # Many names contain spaces, so a space is only considered if there is no other candidate.
-    candidates = [
-        candidate
-        for candidate in OTHER_SEPARATORS
-        if any(candidate in cell for cell in distinct_cells)
-    ]
-    others = {separator: split_by(separator) for separator in candidates or " "}
-    best = min(others, key=lambda separator: len(others[separator][0]))
-    genres, joined_rows = others[best]
-    has_fewer_genres = len(genres) <= FEWER_GENRES * len(default_genres)
-    if (
-        not joined_rows
-        or not has_fewer_genres
-        or len(default_rows) > FEWER_CELLS * len(joined_rows)
-    ):
+    best = min(found or [" "], key=num_genres)
+    joined_rows = [row for row in rows if best in row.cells["genres"]]
+    num_default_rows = sum(SEPARATOR in row.cells["genres"] for row in rows)
+    if not joined_rows or num_default_rows > FEWER_CELLS * len(joined_rows):
+        return
+    fewer, default = num_genres(best), num_genres(SEPARATOR)
+    if fewer > FEWER_GENRES * default:
         return
     cell = joined_rows[0].cells["genres"]
     more = f" and {len(joined_rows) - 1:,} more" if len(joined_rows) > 1 else ""
     raise DataError(
         f"{joined_rows[0].where}, column genres: {cell!r:.80}{more}: "
         f"genres seem to be joined by {best!r} here, not by {SEPARATOR!r}. Split them there "
-        f"with \"data.genre_separator='{best}'\" ({len(genres):,} genres instead of "
-        f"{len(default_genres):,}), or keep them as they are with "
+        f"with \"data.genre_separator='{best}'\" ({fewer:,} genres instead of "
+        f"{default:,}), or keep them as they are with "
         f"\"data.genre_separator='{SEPARATOR}'\""
     )
 

@@ -13,7 +13,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PureWindowsPath
@@ -22,6 +22,7 @@ import numpy as np
 
 from genre_lightning.errors import UserError
 from genre_lightning.movies.split_names import SPLITS
+from genre_lightning.wording import first_of
 
 #: What reading a damaged zip raises, besides OSError (from bzip2). RuntimeError means an encrypted
 #: entry, its subclass NotImplementedError an unknown compression method.
@@ -220,7 +221,6 @@ def check_movies(movie_set: MovieSet) -> None:
             movie without id, title or genres, with an unknown genre or split, with a value that is
             no text, or with the id of an earlier one.
     """
-    genres = movie_set.genres
     if not movie_set.movies:
         raise DataError("the dataset has no movies")
     for movie in movie_set.movies:  # first, since readers can collect the genres from the movies
@@ -228,6 +228,26 @@ def check_movies(movie_set: MovieSet) -> None:
             raise DataError(
                 f"{movie.where}, column genres: empty; each movie needs at least one genre"
             )
+    _check_genres(movie_set)
+    known_genres = set(movie_set.genres)
+    first_with: dict[str, str] = {}
+    for movie in movie_set.movies:
+        if not movie.id.strip():
+            raise DataError(f"{movie.where}, column id: empty")
+        if movie.id in first_with:
+            repeated = len(movie_set.movies) - len({each.id for each in movie_set.movies})
+            raise DataError(
+                f"{movie.where}, column id: {movie.id!r} is already the id at "
+                f"{first_with[movie.id]}{first_of(repeated)}; give each movie its own id, or "
+                "remove the row"
+            )
+        first_with[movie.id] = movie.where
+        _check_values(movie, movie_set, known_genres)
+
+
+def _check_genres(movie_set: MovieSet) -> None:
+    """Refuse a list of genres that is empty, or has an unusable name or a name twice."""
+    genres = movie_set.genres
     if not genres:
         raise DataError("the dataset has no genres, so there is nothing to learn")
     for genre in genres:
@@ -244,43 +264,29 @@ def check_movies(movie_set: MovieSet) -> None:
         twice = sorted({genre for genre in genres if genres.count(genre) > 1})
         raise DataError(f"the dataset lists a genre more than once: {', '.join(twice)}")
 
-    known = set(genres)
-    first_with: dict[str, str] = {}
-    for movie in movie_set.movies:
-        if not movie.id.strip():
-            raise DataError(f"{movie.where}, column id: empty")
-        if movie.id in first_with:
-            repeated = len(movie_set.movies) - len({each.id for each in movie_set.movies})
-            raise DataError(
-                f"{movie.where}, column id: {movie.id!r} is already the id at "
-                f"{first_with[movie.id]}{_first_of(repeated)}; give each movie its own id, or "
-                "remove the row"
-            )
-        first_with[movie.id] = movie.where
-        for column, value in movie.columns.items():
-            if not isinstance(value, (str, PosterFile)):
-                raise DataError(
-                    f"{movie.where}, column {column}: of type {type(value).__name__}, not a text; "
-                    "a column that a movie lacks is left out"
-                )
-        if not movie.title.strip():
-            untitled = sum(not each.title.strip() for each in movie_set.movies)
-            raise DataError(
-                f"{movie.where}, column title: empty{_first_of(untitled)}; give each movie a "
-                "title, or remove the row"
-            )
-        for genre in movie.genres:
-            if genre not in known:
-                raise _unknown_genre(movie, genre, genres)
-        if movie.split is not None and movie.split not in SPLITS:
-            raise DataError(
-                f"{movie.where}, column split: {movie.split!r} is none of {', '.join(SPLITS)} "
-                "(or empty)"
-            )
 
-
-def _first_of(count: int) -> str:
-    return f", the first of {count:,}" if count > 1 else ""
+def _check_values(movie: Movie, movie_set: MovieSet, known_genres: Set[str]) -> None:
+    """Refuse a movie whose columns, title, genres or split can't be used."""
+    for column, value in movie.columns.items():
+        if not isinstance(value, (str, PosterFile)):
+            raise DataError(
+                f"{movie.where}, column {column}: of type {type(value).__name__}, not a text; "
+                "a column that a movie lacks is left out"
+            )
+    if not movie.title.strip():
+        untitled = sum(not each.title.strip() for each in movie_set.movies)
+        raise DataError(
+            f"{movie.where}, column title: empty{first_of(untitled)}; give each movie a "
+            "title, or remove the row"
+        )
+    for genre in movie.genres:
+        if genre not in known_genres:
+            raise _unknown_genre(movie, genre, movie_set.genres)
+    if movie.split is not None and movie.split not in SPLITS:
+        raise DataError(
+            f"{movie.where}, column split: {movie.split!r} is none of {', '.join(SPLITS)} "
+            "(or empty)"
+        )
 
 
 def _unknown_genre(movie: Movie, genre: str, genres: Sequence[str]) -> DataError:

@@ -6,7 +6,7 @@ Imports nothing heavy, so that mistakes are reported before PyTorch is loaded.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,12 +106,28 @@ def parse_predict(arguments: Sequence[str]) -> PredictOptions:
     """Parse the arguments; exits with 2 if they are invalid."""
     parser = _predict_parser()
     options = parser.parse_args(arguments)
+    columns = _given_columns(parser, options)
+    _check_combination(parser, options, columns)
+    non_empty = {name: value for name, value in columns.items() if value.strip()}
+    others = {k: v for k, v in vars(options).items() if k not in (*COLUMN_FLAGS, "column")}
+    return PredictOptions(columns=non_empty, **others)
+
+
+def _given_columns(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, str]:
+    """The values of one movie by column, from the columns' own options and from --column."""
     given = [(name, getattr(options, name)) for name in COLUMN_FLAGS]
     pairs = [(name, value) for name, value in given if value is not None] + options.column
-    columns = dict(pairs)
-    for name in columns:
-        if sum(name == other for other, _ in pairs) > 1:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
             parser.error(f"the column {name} is given twice")
+    return dict(pairs)
+
+
+def _check_combination(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, columns: Mapping[str, str]
+) -> None:
+    """Refuse options that don't fit together."""
     if bool(columns) + (options.csv is not None) + (options.folder is not None) != 1:
         parser.error(
             "give one of: --title, --poster, --synopsis and --column (one movie), --csv, --folder"
@@ -131,9 +147,6 @@ def parse_predict(arguments: Sequence[str]) -> PredictOptions:
         parser.error("--explain-out needs --explain")
     if options.ask is None and (options.ask_url or options.api_key_env):
         parser.error("--ask-url and --api-key-env need --ask")
-    non_empty = {name: value for name, value in columns.items() if value.strip()}
-    others = {k: v for k, v in vars(options).items() if k not in (*COLUMN_FLAGS, "column")}
-    return PredictOptions(columns=non_empty, **others)
 
 
 def parse_export(arguments: Sequence[str]) -> ExportOptions:

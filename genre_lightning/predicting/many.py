@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from genre_lightning.cells import guard, score_cell, score_columns, separator_of
 from genre_lightning.inputs.poster_limits import POSTER_SUFFIXES
+from genre_lightning.predicting.arguments import STREAM
 from genre_lightning.predicting.predictor import POSTER, TITLE
 from genre_lightning.predicting.printing import (
     HEAT_MAP_INFIX,
@@ -58,36 +59,28 @@ def predict_csv(
     """
     if out is not None and out.exists() and source.exists() and out.samefile(source):
         raise CommandError(f"{out}: --out is the file that --csv reads; name another one")
-    movies = problems = 0
+    tally = _Tally()
     with open_input(source) as file, predicting_progress(file, source) as update:
         kinds = _usable_columns(predictor, movie_asker)
         rows = MovieRows(file, source, kinds)
         _check_header(predictor, rows, ADDED_JSON_KEYS if out is None else ADDED_COLUMNS)
-
-        def counted_predictions() -> Iterator[Prediction]:
-            nonlocal movies, problems
-            for prediction in _predictions(predictor, rows.movies(), movie_asker):
-                movies += 1
-                problems += prediction.problem is not None
-                yield prediction
-                update()
-
+        predictions = tally.count(_predictions(predictor, rows.movies(), movie_asker))
         if out is None:
-            for prediction in counted_predictions():
-                print(
-                    json.dumps(as_json(predictor, prediction, rows.cells_by_name(rows.pop_row())))
-                )
+            for prediction in predictions:
+                columns = rows.cells_by_name(rows.pop_row())
+                print(json.dumps(as_json(predictor, prediction, columns)))
+                update()
         else:
             added = _added_columns(predictor, {*kinds, *rows.names})
             _note_separator(predictor)
             _note_columns_like_genres(predictor, rows, added)
             with open_output(out) as writer:
                 writer.writerow([*map(guard, rows.header), *map(guard, added)])
-                for prediction in counted_predictions():
-                    writer.writerow(
-                        [*map(guard, rows.pop_row()), *_prediction_cells(predictor, prediction)]
-                    )
-    _print_summary(movies, problems, out)
+                for prediction in predictions:
+                    cells = map(guard, rows.pop_row())
+                    writer.writerow([*cells, *_prediction_cells(predictor, prediction)])
+                    update()
+    tally.print_summary(out)
 
 
 def _check_header(predictor: GenrePredictor, rows: MovieRows, added: Sequence[str]) -> None:
@@ -163,21 +156,14 @@ def predict_folder(
         CommandError: the folder can't be read or contains no poster, the output can't be written,
             or the model looks at neither titles nor posters.
     """
-    try:
-        files = sorted(path for path in folder.iterdir() if not path.is_dir())
-    except OSError as error:
-        raise CommandError(f"{folder}: can't be read ({error.strerror or error})") from error
-    posters = [path for path in files if _is_poster(path)]
-    if not posters:
-        raise CommandError(f"{folder}: no poster in it ({', '.join(POSTER_SUFFIXES)})")
+    posters, num_others = _find_posters(folder)
     usable = _usable_columns(predictor, movie_asker)
     if not {TITLE, POSTER} & set(usable):
         raise CommandError(
             f"the model has no branch for titles or posters ({describe_columns(predictor)}): "
             "use --csv instead of --folder"
         )
-    if len(posters) < len(files):
-        num_others = len(files) - len(posters)
+    if num_others:
         skipped = (
             "1 file is not a poster" if num_others == 1 else f"{num_others} files are not posters"
         )
@@ -190,29 +176,64 @@ def predict_folder(
             given: dict[str, str | Path] = {TITLE: path.stem, POSTER: path}
             yield {name: value for name, value in given.items() if name in usable}
 
-    predictions = _predictions(predictor, movies(), movie_asker)
-    problems = 0
+    tally = _Tally()
+    predictions = tally.count(_predictions(predictor, movies(), movie_asker))
     if out is not None:
         _note_separator(predictor)
         with open_output(out) as writer:
             writer.writerow([TITLE, POSTER, *map(guard, _added_columns(predictor, usable))])
             for path, prediction in zip(posters, predictions, strict=True):
-                problems += prediction.problem is not None
                 names = [guard(path.stem), guard(path.name)]
                 writer.writerow([*names, *_prediction_cells(predictor, prediction)])
+    elif json_lines:
+        for path, prediction in zip(posters, predictions, strict=True):
+            given = {TITLE: path.stem, POSTER: str(path)}
+            print(json.dumps(as_json(predictor, prediction, given)))
     else:
         for number, (path, prediction) in enumerate(zip(posters, predictions, strict=True)):
-            problems += prediction.problem is not None
-            if json_lines:
-                given = {TITLE: path.stem, POSTER: str(path)}
-                print(json.dumps(as_json(predictor, prediction, given)))
-                continue
             if number:
                 print()
             print(printable(path.stem))
             for line in summary_lines(predictor, prediction):
                 print(line)
-    _print_summary(len(posters), problems, out)
+    tally.print_summary(out)
+
+
+def _find_posters(folder: Path) -> tuple[list[Path], int]:
+    """Return the posters in a folder, sorted by name, and the number of its other files."""
+    try:
+        files = sorted(path for path in folder.iterdir() if not path.is_dir())
+    except OSError as error:
+        raise CommandError(f"{folder}: can't be read ({error.strerror or error})") from error
+    posters = [path for path in files if _is_poster(path)]
+    if not posters:
+        raise CommandError(f"{folder}: no poster in it ({', '.join(POSTER_SUFFIXES)})")
+    return posters, len(files) - len(posters)
+
+
+class _Tally:
+    """Counts movies, and those of them with a problem."""
+
+    def __init__(self) -> None:
+        self.movies = self.problems = 0
+
+    def count(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        """Count predictions as they are read."""
+        for prediction in predictions:
+            self.movies += 1
+            self.problems += prediction.problem is not None
+            yield prediction
+
+    def print_summary(self, out: Path | None) -> None:
+        """Print the counts on standard error, and where the predictions were written."""
+        text = counted(self.movies, "movie")
+        if self.problems:
+            text += (
+                f", {self.problems} with a problem (a poster that can't be read, or nothing to "
+                "predict from)"
+            )
+        destination = "" if out is None or out == STREAM else f"; written to {shell_command(out)}"
+        print(text + destination, file=sys.stderr)
 
 
 def _usable_columns(predictor: GenrePredictor, movie_asker: MovieAsker | None) -> dict[str, str]:
@@ -251,13 +272,3 @@ def _prediction_cells(predictor: GenrePredictor, prediction: Prediction) -> list
     joined = separator_of(predictor.genres).join(prediction.genres)
     texts = (joined, prediction.problem or "")
     return [*map(guard, texts), *scores]
-
-
-def _print_summary(movies: int, problems: int, out: Path | None) -> None:
-    text = counted(movies, "movie")
-    if problems:
-        text += (
-            f", {problems} with a problem (a poster that can't be read, or nothing to predict from)"
-        )
-    destination = "" if out is None or str(out) == "-" else f"; written to {shell_command(out)}"
-    print(text + destination, file=sys.stderr)

@@ -36,6 +36,7 @@ from genre_lightning.predicting.model_card_scores import (
     MIN_SCORED_MOVIES,
     ScoreTable,
     genre_table,
+    rare_genres,
     rarely_scored_genres,
     score_tables,
     scores_markup,
@@ -90,10 +91,7 @@ def model_card(
     model = rebuild(content)
     run = _find_run_folder(checkpoint)
     scored_evaluations, notes = _find_evaluations(checkpoint, run, further, model)
-    result = None if run is None else read_result(run)
-    if result is not None and run is not None and checkpoint.name != Path(BEST).name:
-        notes.append(f"The scores in {run.name}/result.json are of {BEST}, not of this file.")
-        result = {**result, "val": {}, "test": {}, "monitor_value": None}
+    result = {} if run is None else _read_own_result(run, checkpoint, notes)
     all_tables = list(
         score_tables(model, scored_evaluations, result, [] if run is None else _runs_by_seed(run))
     )
@@ -120,14 +118,10 @@ def model_card(
         "branches": branch_table(model),
         "encoders": encoder_table(model),
         "settings": settings_table(content.get(TRAINING_KEY)),
-        "result": result or {},
-        "facts": file_table(file, content, result or {}),
+        "result": result,
+        "facts": file_table(file, content, result),
         "licence": licence,
-        "rare_genres": [
-            f"{genre} ({count})"
-            for genre, count in zip(model.genres, counts or (), strict=counts is not None)
-            if count < MIN_TRAINING_MOVIES
-        ],
+        "rare_genres": rare_genres(model.genres, counts or (), MIN_TRAINING_MOVIES),
         "min_training_movies": MIN_TRAINING_MOVIES,
         "stacked": model.network.stacking is not None,
         "relates_genres": model.network.relates_genres,
@@ -196,6 +190,18 @@ def _find_run_folder(checkpoint: Path) -> Path | None:
     return (
         run if checkpoint.resolve().parent == (run / BEST).parent and is_run_folder(run) else None
     )
+
+
+def _read_own_result(run: Path, checkpoint: Path, notes: list[str]) -> Mapping[str, Any]:
+    """Read the run's ``result.json``, without its scores if they are not of this checkpoint.
+
+    Empty if there is none; a note is added for scores that are left out.
+    """
+    result = read_result(run) or {}
+    if not result or checkpoint.name == Path(BEST).name:
+        return result
+    notes.append(f"The scores in {run.name}/result.json are of {BEST}, not of this file.")
+    return {**result, "val": {}, "test": {}, "monitor_value": None}
 
 
 def _evaluation_folders(checkpoint: Path, run: Path | None) -> list[Path]:

@@ -84,7 +84,7 @@ class ScoreTable:
 def score_tables(
     model: TrainedModel,
     evaluations: Sequence[Evaluation],
-    result: Mapping[str, Any] | None,
+    result: Mapping[str, Any],
     runs: Sequence[Run],
 ) -> Iterator[ScoreTable]:
     """Yield tables of the test, validation and training splits that have scores.
@@ -92,7 +92,8 @@ def score_tables(
     Args:
         model: the scored model.
         evaluations: of this model. Those on its own data come before those on other data.
-        result: of the model's run, used for a split without an evaluation on the model's own data.
+        result: of the model's run, or empty; used for a split without an evaluation on the
+            model's own data.
         runs: that differ only in the seed; empty for none.
     """
     for split in ("test", "val", "train"):
@@ -110,7 +111,7 @@ def score_tables(
             if evaluation.other_data is not None:
                 yield _evaluated_table(model, evaluation, _NO_SEEDS)
         if not own_data:
-            table = _recorded_table(split, (result or {}).get(split) or {}, over_seeds)
+            table = _recorded_table(split, result.get(split) or {}, over_seeds)
             if table.rows:
                 yield table
 
@@ -221,8 +222,10 @@ def rarely_scored_genres(model: TrainedModel, table: ScoreTable | None) -> list[
     if table is None or table.evaluation is None:
         return []
     support = table.evaluation.targets.sum(axis=0).astype(int).tolist()
-    return [
-        f"{genre} ({count})"
-        for genre, count in zip(model.genres, support, strict=True)
-        if count < MIN_SCORED_MOVIES
-    ]
+    return rare_genres(model.genres, support, MIN_SCORED_MOVIES)
+
+
+def rare_genres(genres: Sequence[str], counts: Sequence[int], minimum: int) -> list[str]:
+    """The genres with fewer than ``minimum`` movies, each with its number; none without counts."""
+    pairs = zip(genres, counts, strict=bool(counts))
+    return [f"{genre} ({count})" for genre, count in pairs if count < minimum]

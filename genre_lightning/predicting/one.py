@@ -46,12 +46,10 @@ def predict_one(
         CommandError: the model has no branch for any given column, a value can't be read, or a heat
             map can't be written.
     """
-    kinds = (
-        predictor.columns
-        if movie_asker is None
-        else {**predictor.columns, **movie_asker.shown_columns}
+    shown_columns = {} if movie_asker is None else movie_asker.shown_columns
+    values: dict[str, Any] = _usable_values(
+        predictor, options, {**predictor.columns, **shown_columns}
     )
-    values: dict[str, Any] = _usable_values(predictor, options, kinds)
     reason = ""
     try:
         if movie_asker is not None:
@@ -73,14 +71,21 @@ def predict_one(
     print(" + ".join(options.columns.values()))
     if movie_asker is not None and reason:
         print(f"{movie_asker.questioner.model}: {printable(' '.join(reason.split()))}")
+    for line in _score_lines(predictor, prediction, explanation):
+        print(line)
+
+
+def _score_lines(
+    predictor: GenrePredictor, prediction: Prediction, explanation: Mapping[str, Any] | None
+) -> Iterator[str]:
+    """A line for each genre, each followed by its reasons if there is an explanation."""
     for genre, _ in prediction.ranked():
-        print(score_line(predictor, prediction, genre))
+        yield score_line(predictor, prediction, genre)
         if explanation is not None and genre in explanation["genres"]:
             for line in _genre_lines(explanation, genre):
-                print(f"      {line}")
+                yield f"      {line}"
     if explanation is not None:
-        for line in _method_lines(explanation):
-            print(line)
+        yield from _method_lines(explanation)
 
 
 def _usable_values(
@@ -213,18 +218,27 @@ def _genre_lines(explanation: Mapping[str, Any], genre: str) -> Iterator[str]:
         terms.append(f"co-occurrence {entry['cooccurrence']:+.2f}")
     yield f"logit {entry['logit']:+.2f} = {', '.join(terms)}"
     for branch, words in entry["words"].items():
-        sums: dict[str, float] = {}
-        for word in words:
-            sums[word["text"]] = sums.get(word["text"], 0.0) + word["adds"]
-        ranked = sorted(sums.items(), key=lambda word: -abs(word[1]))
-        shown = [f"{text} {adds:+.2f}" for text, adds in ranked[:_MAX_WORDS]]
-        if rest := ranked[_MAX_WORDS:]:
-            others = f" {sum(adds for _, adds in rest):+.2f}"
-            shown.append(f"{len(rest)} more" + (others if branch in explanation["exact"] else ""))
-        if shown:
+        if words:
+            shown = _shown_words(words, is_exact=branch in explanation["exact"])
             yield f"{labels[branch]}: {', '.join(shown)}"
     for branch, path in entry["heat_maps"].items():
         yield f"heat map of {labels[branch]}: {shell_command(path)}"
+
+
+def _shown_words(words: Sequence[Mapping[str, Any]], is_exact: bool) -> list[str]:
+    """The words that add or take away most, and the number of the others, with their sum if exact.
+
+    A word that a text has several times is shown once, with its sum.
+    """
+    sums: dict[str, float] = {}
+    for word in words:
+        sums[word["text"]] = sums.get(word["text"], 0.0) + word["adds"]
+    ranked = sorted(sums.items(), key=lambda word: -abs(word[1]))
+    shown = [f"{text} {adds:+.2f}" for text, adds in ranked[:_MAX_WORDS]]
+    if rest := ranked[_MAX_WORDS:]:
+        others = f" {sum(adds for _, adds in rest):+.2f}"
+        shown.append(f"{len(rest)} more" + (others if is_exact else ""))
+    return shown
 
 
 def _method_lines(explanation: Mapping[str, Any]) -> Iterator[str]:

@@ -172,8 +172,16 @@ def write_evaluation(
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows({**row, "genre": guard(row["genre"])} for row in rows)
+    _write_predictions(folder / "predictions.csv", model, data, scores)
+    return metrics
+
+
+def _write_predictions(
+    path: Path, model: TrainedModel, data: MovieDataModule, scores: SplitScores
+) -> None:
+    """Write a row for each movie: its genres, the predicted ones, and all scores."""
     movies = data.movie_set.movies
-    with whole_file(folder / "predictions.csv") as file:
+    with whole_file(path) as file:
         table = csv.writer(file)
         columns = [name for name in model.columns if name != "title"]
         header = ["id", "title", "true", "predicted", *(f"has_{name}" for name in columns)]
@@ -194,4 +202,3 @@ def write_evaluation(
             movie = movies[row]
             has_flags = [int(states[row]) for states in is_present]
             table.writerow([*guarded([movie.id, movie.title, *names]), *has_flags, *score_cells])
-    return metrics

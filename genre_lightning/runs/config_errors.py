@@ -117,7 +117,6 @@ def _explain_unknown_setting(
     plain = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(plain, dict)
     known = [*groups, *_keys(plain)]
-    how_to_add = f"+{key}=... adds one"
     if key in groups:
         return f"{key} is not a setting of this command; --help shows all"
     if key in known:  # so it is missing only with the options of this command
@@ -131,6 +130,12 @@ def _explain_unknown_setting(
     if same_ending := [name for name in known if name.endswith(f".{key}")]:  # optimizer.lr for lr
         nearest = min(same_ending, key=lambda name: name.count("."))
         return f"there is no setting {key}{did_you_mean(nearest)}"
+    return f"there is no setting {key}{_suggestion(key, known)}"
+
+
+def _suggestion(key: str, known: Collection[str]) -> str:
+    """How the message about an unknown setting goes on: similar names, or those beside it."""
+    how_to_add = f"+{key}=... adds one"
     parent, remainder = _split_key(key, set(known))
     siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
     first, _, rest = remainder.partition(".")
@@ -141,15 +146,12 @@ def _explain_unknown_setting(
         hint = did_you_mean(suggestion if suggestion in known else corrected)
         if "_target_" in siblings:  # the class can have arguments that the config does not list
             hint = f"{hint} {how_to_add}"
-        return f"there is no setting {key}{hint}"
+        return hint
     if parent and siblings:
         names = ", ".join(siblings)
         names += "" if parent in NOTHING_TO_ADD else f", and {how_to_add}"
-        return f"there is no setting {key}; {parent} has {names}"
-    closest = closest_name(key, known, min_similarity=0.75)
-    if closest is not None:
-        return f"there is no setting {key}{did_you_mean(closest)}"
-    return f"there is no setting {key}; --help shows all"
+        return f"; {parent} has {names}"
+    return did_you_mean(closest_name(key, known, min_similarity=0.75)) or "; --help shows all"
 
 
 def _options_with(key: str, config: str, folders: Sequence[str]) -> list[str]:

@@ -37,19 +37,11 @@ def add_earlier_overrides(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     new = _overrides(arguments)
     new_by_key = {setting.key_or_group: setting for setting in new}
-    ckpt_override = new_by_key.get("ckpt_path")
-    if ckpt_override is None or {"-m", "--multirun"} & set(arguments):
+    is_sweep = bool({"-m", "--multirun"} & set(arguments))
+    run = None if is_sweep else _resumed_run(new_by_key)
+    if run is None or not (run / CONFIG_FOLDER / "overrides.yaml").is_file():
         return list(arguments)
-    ckpt_path, folder = ckpt_override.value(), new_by_key.get("hydra.run.dir")
-    if ckpt_path is None:
-        return list(arguments)
-    if ckpt_path == "last" and folder is not None:
-        run: Path | None = Path(str(folder.value()))
-    else:
-        run = resolve_run(str(ckpt_path), LAST)
-    overrides_file = None if run is None else run / CONFIG_FOLDER / "overrides.yaml"
-    if overrides_file is None or not overrides_file.is_file():
-        return list(arguments)
+    overrides_file = run / CONFIG_FOLDER / "overrides.yaml"
     runtime = _runtime(overrides_file.with_name("hydra.yaml"))
     kept = [
         setting
@@ -66,6 +58,17 @@ def add_earlier_overrides(arguments: Sequence[str]) -> list[str]:
     options = [] if "--config-dir" in arguments else _config_dir_arguments(runtime)
     position = arguments.index(str(new[0].input_line))
     return [*options, *arguments[:position], *earlier, *arguments[position:]]
+
+
+def _resumed_run(new_by_key: Mapping[str, Override]) -> Path | None:
+    """The run folder that ``ckpt_path`` refers to; None if it is null, a file or not given."""
+    ckpt_override, folder = new_by_key.get("ckpt_path"), new_by_key.get("hydra.run.dir")
+    ckpt_path = None if ckpt_override is None else ckpt_override.value()
+    if ckpt_path is None:
+        return None
+    if ckpt_path == "last" and folder is not None:
+        return Path(str(folder.value()))
+    return resolve_run(str(ckpt_path), LAST)
 
 
 def code_overrides(overrides: Iterable[str]) -> list[str]:

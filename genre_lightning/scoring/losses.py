@@ -13,7 +13,7 @@ in PyTorch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -198,7 +198,7 @@ class BCELoss(WeightedLoss):
 
     def __init__(self, pos_weight: Tensor | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__(pos_weight)
-        _check_range("label_smoothing", label_smoothing, 0, 1, open_end=True)
+        _check_range("label_smoothing", label_smoothing, 1, open_end=True)
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -225,9 +225,9 @@ class FocalLoss(WeightedLoss):
         self, pos_weight: Tensor | None = None, gamma: float = 2.0, alpha: float | None = None
     ) -> None:
         super().__init__(pos_weight)
-        _check_range("gamma", gamma, 0, float("inf"))
+        _check_range("gamma", gamma, float("inf"))
         if alpha is not None:
-            _check_range("alpha", alpha, 0, 1)
+            _check_range("alpha", alpha, 1)
         self.gamma = gamma
         self.alpha = alpha
 
@@ -249,9 +249,9 @@ class AsymmetricLoss(WeightedLoss):
         clip: float = 0.05,
     ) -> None:
         super().__init__(pos_weight)
-        _check_range("gamma_neg", gamma_neg, 0, float("inf"))
-        _check_range("gamma_pos", gamma_pos, 0, float("inf"))
-        _check_range("clip", clip, 0, 1, open_end=True)
+        _check_range("gamma_neg", gamma_neg, float("inf"))
+        _check_range("gamma_pos", gamma_pos, float("inf"))
+        _check_range("clip", clip, 1, open_end=True)
         self.gamma_neg = gamma_neg
         self.gamma_pos = gamma_pos
         self.clip = clip
@@ -304,11 +304,7 @@ def build_loss(
         raise ValueError(f"loss {name!r} is unknown; choose one of {', '.join(LOSSES)}")
     parameters = inspect.signature(LOSSES[name]).parameters
     known = ["class_weight" if key == "pos_weight" else key for key in parameters]
-    for key, value in numbers.items():
-        if key not in known:
-            raise ValueError(f"loss.{key}: {name} has no such argument; it has {known}")
-        if not (value is None or type(value) in (int, float)):
-            raise ValueError(f"loss.{key} must be a number, not {value!r}")
+    _check_numbers(name, numbers, known)
     if genre_counts is not None and not all(type(count) is int for count in genre_counts):
         raise ValueError("genre_counts must be whole numbers")
     arguments = dict(numbers)
@@ -342,10 +338,14 @@ def _prepare(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return logits, targets.to(logits.dtype)
 
 
-def _check_range(
-    name: str, value: float, low: float, high: float, *, open_end: bool = False
-) -> None:
-    if not (low <= value < high if open_end else low <= value <= high):
-        raise ValueError(
-            f"{name} is {value}; it must lie in [{low}, {high}{')' if open_end else ']'}"
-        )
+def _check_numbers(name: str, numbers: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key, value in numbers.items():
+        if key not in known:
+            raise ValueError(f"loss.{key}: {name} has no such argument; it has {known}")
+        if not (value is None or type(value) in (int, float)):
+            raise ValueError(f"loss.{key} must be a number, not {value!r}")
+
+
+def _check_range(name: str, value: float, high: float, *, open_end: bool = False) -> None:
+    if not (0 <= value < high if open_end else 0 <= value <= high):
+        raise ValueError(f"{name} is {value}; it must lie in [0, {high}{')' if open_end else ']'}")

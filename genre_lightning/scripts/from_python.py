@@ -125,17 +125,7 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
         TypeError: the overrides are not a list of strings.
         KeyboardInterrupt: Ctrl-C; the run is saved, and ``ckpt_path=FOLDER`` resumes it.
     """
-    given: Any = overrides
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        raise TypeError(f'overrides must be a list of "key=value", not {given!r:.100}')
-    for override in given:
-        if not isinstance(override, str):
-            raise TypeError(f'overrides must be a list of "key=value", not of {override!r:.100}')
-        if override.startswith("-"):
-            raise UserError(
-                f"{override} is an option of the commands: genre_lightning.train takes overrides, "
-                "and config_dir= for a folder of your own; a sweep: genre-train -m"
-            )
+    _check_overrides(overrides)
     share_cores()
     # The script's path depends on whether this is a clone; see scripts/__init__.py.
     script = importlib.import_module("genre_lightning.scripts.train")
@@ -149,7 +139,7 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
         except UserError as error:
             refused.append(error)  # if raised, Hydra would print its own line about it
 
-    given = add_earlier_overrides(quote_paths(given))
+    given = add_earlier_overrides(quote_paths(overrides))
     if given[:1] == ["--config-dir"]:
         config_dir = config_dir or given[1]
         given = given[2:]
@@ -171,12 +161,7 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
             assert hydra is not None
             if hydra.get_mode("train", given) == RunMode.MULTIRUN:
                 raise UserError(ONE_RUN)
-            for override in read_overrides(given):
-                if override.is_sweep_override():
-                    raise UserError(
-                        f"{override.input_line} names several values: {ONE_RUN}. "
-                        f"{key_of(override)}=[a,b] is a list"
-                    )
+            _refuse_several_values(given)
             hydra.run("train", job, given, with_log_configuration=False)
     except SystemExit as end:
         if end.code == 130:
@@ -185,3 +170,27 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
     if refused:
         raise refused[0]
     return ended[0]
+
+
+def _check_overrides(overrides: Any) -> None:
+    """Refuse what is not a list of overrides."""
+    if isinstance(overrides, str) or not isinstance(overrides, Sequence):
+        raise TypeError(f'overrides must be a list of "key=value", not {overrides!r:.100}')
+    for override in overrides:
+        if not isinstance(override, str):
+            raise TypeError(f'overrides must be a list of "key=value", not of {override!r:.100}')
+        if override.startswith("-"):
+            raise UserError(
+                f"{override} is an option of the commands: genre_lightning.train takes overrides, "
+                "and config_dir= for a folder of your own; a sweep: genre-train -m"
+            )
+
+
+def _refuse_several_values(overrides: Sequence[str]) -> None:
+    """Refuse an override that names several values, as a sweep's does."""
+    for override in read_overrides(overrides):
+        if override.is_sweep_override():
+            raise UserError(
+                f"{override.input_line} names several values: {ONE_RUN}. "
+                f"{key_of(override)}=[a,b] is a list"
+            )

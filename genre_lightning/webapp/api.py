@@ -40,10 +40,6 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from genre_lightning.inputs.embedding import EmbeddingInput
-from genre_lightning.inputs.input import Input
-from genre_lightning.inputs.terms import TermsInput
-from genre_lightning.inputs.year import YearInput
 from genre_lightning.predicting.predictor import TITLE, missing_columns_message
 from genre_lightning.wording import listed
 
@@ -84,20 +80,12 @@ def max_body_bytes(predictor: GenrePredictor) -> int:
     return posters * (-(-MAX_POSTER_BYTES // 3) * 4) + texts * MAX_CHARACTERS * 12 + 2**16
 
 
-def _uses_year(branch_input: Input) -> bool:
-    if isinstance(branch_input, TermsInput):
-        return branch_input.vectorizer.decade
-    if isinstance(branch_input, EmbeddingInput):
-        return branch_input.year
-    return isinstance(branch_input, YearInput)
-
-
 def describe(predictor: GenrePredictor, checkpoint: str) -> dict[str, Any]:
     """The response of ``/api/model``; see the module's docstring."""
     from genre_lightning.explain.parts import branch_labels
 
     inputs = predictor.model.inputs
-    years = {branch_input.column for branch_input in inputs.values() if _uses_year(branch_input)}
+    years = {branch_input.column for branch_input in inputs.values() if branch_input.uses_year}
     labels = branch_labels(inputs)
     return {
         "checkpoint": checkpoint,
@@ -203,19 +191,9 @@ def predict_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
     from genre_lightning.explain.parts import split_encoded
     from genre_lightning.inputs.encode import encode_items
 
-    kinds = predictor.model.given_columns
-    for name in movie:
-        if name not in kinds:
-            known = ", ".join(kinds)
-            message = f"This model has no branch for the {name:.100}: it looks at {known}."
-            raise ApiError(422, "no_branch", message)
-    if not movie:
-        raise ApiError(
-            400,
-            "nothing_given",
-            f"There is nothing to predict from yet: {_input_instructions(kinds)}.",
-        )
     model = predictor.model
+    kinds = model.given_columns
+    _check_given(movie, kinds)
     items, problems = _read_columns(predictor, movie)
     readable = {name: value for name, value in movie.items() if name not in problems}
     if not readable:
@@ -256,6 +234,21 @@ def predict_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
             for branch in active_branches
         },
     }
+
+
+def _check_given(movie: Mapping[str, str | bytes], kinds: Mapping[str, str]) -> None:
+    """Refuse a movie without columns, or with one that the model does not look at."""
+    for name in movie:
+        if name not in kinds:
+            known = ", ".join(kinds)
+            message = f"This model has no branch for the {name:.100}: it looks at {known}."
+            raise ApiError(422, "no_branch", message)
+    if not movie:
+        raise ApiError(
+            400,
+            "nothing_given",
+            f"There is nothing to predict from yet: {_input_instructions(kinds)}.",
+        )
 
 
 def _input_instructions(kinds: Mapping[str, str]) -> str:

@@ -220,33 +220,42 @@ def resolve(
     """
     if not isinstance(name, str):
         raise EncoderError(f"an encoder must be a name, not {name!r:.80}")
-    if not trusted and allow is not None and name in allow:
-        spec = allow[name]
-    elif name in ENCODERS:
-        spec = ENCODERS[name] if trusted else replace(ENCODERS[name], download=False)
-    elif not trusted:
-        named = f" (you have named {', '.join(allow)})" if allow else ""
-        raise EncoderError(
-            f"the encoder {name!r:.200} is none of {sorted(ENCODERS)}, and a checkpoint can't "
-            f"start a download or name a file: name the encoder yourself to use it{named}"
-        )
-    elif name.startswith("timm:") or ":" not in name:
-        spec = _timm_spec(name.removeprefix("timm:"), weights)
-    elif name.startswith("st:"):
-        spec = _hub_text_spec(name)
-    elif name.startswith("folder:"):
-        spec = _folder_spec(Path(name.removeprefix("folder:")))
-    else:
-        raise EncoderError(
-            f"unknown encoder {name!r:.200}: it is one of {sorted(ENCODERS)}, timm:NAME, "
-            "st:ORGANISATION/NAME@COMMIT or folder:PATH"
-        )
+    spec = _spec_from_user(name, weights) if trusted else _spec_from_checkpoint(name, allow or {})
     if weights is not None and not spec.name.startswith("timm:"):
         raise EncoderError(f"only timm:NAME takes weights, not the encoder {name!r:.200}")
     if not isinstance(stages, bool):
         raise EncoderError(f"stages={stages!r:.80} must be true or false")
     spec = replace(spec, stages=stages)
     return spec if size is None else _resized(spec, size)
+
+
+def _spec_from_user(name: str, weights: str | Path | None) -> EncoderSpec:
+    """The encoder that a user's config names, as for :func:`resolve`."""
+    if name in ENCODERS:
+        return ENCODERS[name]
+    if name.startswith("timm:") or ":" not in name:
+        return _timm_spec(name.removeprefix("timm:"), weights)
+    if name.startswith("st:"):
+        return _hub_text_spec(name)
+    if name.startswith("folder:"):
+        return _folder_spec(Path(name.removeprefix("folder:")))
+    raise EncoderError(
+        f"unknown encoder {name!r:.200}: it is one of {sorted(ENCODERS)}, timm:NAME, "
+        "st:ORGANISATION/NAME@COMMIT or folder:PATH"
+    )
+
+
+def _spec_from_checkpoint(name: str, allow: Mapping[str, EncoderSpec]) -> EncoderSpec:
+    """The encoder that a checkpoint names: one in ``allow``, or a short name without download."""
+    if name in allow:
+        return allow[name]
+    if name in ENCODERS:
+        return replace(ENCODERS[name], download=False)
+    named = f" (you have named {', '.join(allow)})" if allow else ""
+    raise EncoderError(
+        f"the encoder {name!r:.200} is none of {sorted(ENCODERS)}, and a checkpoint can't "
+        f"start a download or name a file: name the encoder yourself to use it{named}"
+    )
 
 
 def resolve_from_checkpoint(
@@ -309,21 +318,7 @@ def _timm_spec(name: str, weights: str | Path | None) -> EncoderSpec:
     if not re.fullmatch(r"[A-Za-z0-9_.\-]+", name):
         raise EncoderError(f"timm:{name:.200} is not the name of one of timm's own models")
     timm = import_library("timm", f"timm:{name}")
-    known = timm.list_models(pretrained=True)
-    if name not in known:
-        # A name without a tag means timm's default tag. It is recorded, since timm can change it.
-        untagged = "." not in name and timm.is_model(name)
-        default = timm.get_pretrained_cfg(name) if untagged else None
-        tagged = f"{name}.{default.tag}" if default is not None and default.tag else name
-        if tagged not in known:
-            import difflib
-
-            near = difflib.get_close_matches(name, known, n=3)
-            raise EncoderError(
-                f"the encoder {name!r} is none of {sorted(ENCODERS)}, and timm has no pretrained "
-                "model of that name" + (f"; did you mean {' or '.join(near)}?" if near else "")
-            )
-        name = tagged
+    name = _tagged_name(timm, name)
     config = timm.get_pretrained_cfg(name)
     origin: Origin
     if weights is not None:
@@ -347,6 +342,28 @@ def _timm_spec(name: str, weights: str | Path | None) -> EncoderSpec:
         mean=tuple(config.mean),
         std=tuple(config.std),
         interpolation=config.interpolation,
+    )
+
+
+def _tagged_name(timm: Any, name: str) -> str:
+    """A model's name with the tag of its weights; EncoderError if timm has no such weights.
+
+    A name without a tag means timm's default tag. It is recorded, since timm can change it.
+    """
+    known = timm.list_models(pretrained=True)
+    if name in known:
+        return name
+    untagged = "." not in name and timm.is_model(name)
+    default = timm.get_pretrained_cfg(name) if untagged else None
+    tagged = f"{name}.{default.tag}" if default is not None and default.tag else name
+    if tagged in known:
+        return tagged
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=3)
+    raise EncoderError(
+        f"the encoder {name!r} is none of {sorted(ENCODERS)}, and timm has no pretrained "
+        "model of that name" + (f"; did you mean {' or '.join(near)}?" if near else "")
     )
 
 

@@ -296,22 +296,12 @@ class Resume(Checkpoint):
     def _save(
         self, trainer: pl.Trainer, due: bool, training_ends: bool, epoch_end: bool = False
     ) -> None:
-        # Read only once, since another signal can come at any moment.
-        stop, requeue = self.signal is not None, self._requeue_requested
-        if trainer.world_size > 1:  # a signal to one process stops all, at the same step
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-            if self._requeue_handlers:
-                requeue = trainer.strategy.reduce_boolean_decision(requeue, all=False)
+        stop, requeue = self._requests(trainer)
         io = _checkpoint_io(trainer)
         is_required = stop or requeue or training_ends
         if (due or is_required) and self._write(trainer, epoch_end, may_wait=not is_required):
             if is_first_process():
-                seconds = round(self._seconds + time.perf_counter() - self._began, 3)
-                self.result["epochs"] = epochs_done(trainer)
-                # Only once the state that it describes is on disk.
-                io.run_when_saved(
-                    partial(write_result, self.folder, {**self.result, "seconds": seconds})
-                )
+                self._record_progress(trainer, io)
             if stop or requeue:
                 io.finish()
         if requeue:
@@ -321,6 +311,24 @@ class Resume(Checkpoint):
             handler(number, None)
         if stop:
             raise Interrupted(128 + (self.signal or signal.SIGTERM))
+
+    def _record_progress(self, trainer: pl.Trainer, io: WholeFileIO) -> None:
+        """Write the epochs and seconds so far, once the state that they describe is on disk."""
+        seconds = round(self._seconds + time.perf_counter() - self._began, 3)
+        self.result["epochs"] = epochs_done(trainer)
+        io.run_when_saved(partial(write_result, self.folder, {**self.result, "seconds": seconds}))
+
+    def _requests(self, trainer: pl.Trainer) -> tuple[bool, bool]:
+        """Whether a signal has asked to stop, and whether one has asked to requeue the job.
+
+        Another signal can come at any moment, so each save asks only once.
+        """
+        stop, requeue = self.signal is not None, self._requeue_requested
+        if trainer.world_size > 1:  # a signal to one process stops all, at the same step
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+            if self._requeue_handlers:
+                requeue = trainer.strategy.reduce_boolean_decision(requeue, all=False)
+        return stop, requeue
 
     # Signals.
 
