@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from genre_lightning.errors import SettingError
 from genre_lightning.movies.split_names import SPLITS
@@ -183,7 +184,12 @@ def check_settings(cfg: DictConfig, swept: Collection[str] = ()) -> None:
         if key not in SET_BY_RUN and key not in swept:
             raise SettingError(f"{key} has to be given: {key}=...")
     for key, (requirement, is_valid) in RULES.items():
-        value = OmegaConf.select(cfg, key)
+        try:
+            value = OmegaConf.select(cfg, key)
+        except InterpolationResolutionError as error:
+            if swept:  # perhaps with what the value refers to
+                continue
+            raise SettingError(f"{key}: {str(error).splitlines()[0]}") from error
         if value is not None and not is_valid(value):
             close = closest_name(str(value), SPLITS) if key == "split" else None
             raise SettingError(f"{key}={value} must be {requirement}{did_you_mean(close)}")

@@ -32,6 +32,7 @@ from genre_lightning.errors import UserError
 from genre_lightning.files import FullDiskError, remove_unfinished, whole_file
 from genre_lightning.runs.command_line import at_end, folder_of
 from genre_lightning.runs.naming import (
+    as_given,
     command_name,
     read_command,
     result_settings,
@@ -133,7 +134,7 @@ class SweepCallback(Callback):
         """Write sweep.json, and the configuration as Hydra does."""
         command = {
             "name": self.folder.name,
-            "overrides": list(config.hydra.overrides.task),
+            "overrides": as_given(config.hydra.overrides.task),
             "keys": keys,
             "log_scales": _log_scales(overrides),
             **self._first_command(overrides.values()),

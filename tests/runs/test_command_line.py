@@ -121,6 +121,7 @@ MISTAKES = {
     "+foo=5": "nothing reads the setting foo: leave it out",
     "+foo=1,2 -m": "nothing reads the setting foo: leave it out",
     "+foo=interval(0,1) sweep=optuna": "nothing reads the setting foo: leave it out",
+    "optimizer.lr=${nope}": "optimizer.lr: Interpolation key 'nope' not found",
     "+lr=1": "nothing reads the setting lr; did you mean optimizer.lr?",
     "+model.dropot=0.2": "nothing reads the setting model.dropot; did you mean model.dropout?",
     "+model.foo.bar=1,2 -m": "nothing reads the setting model.foo: leave it out",
