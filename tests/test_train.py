@@ -696,11 +696,27 @@ def test_validation_after_more_batches_than_an_epoch_has_is_refused(
         train_here(tmp_path, overrides)
 
 
-def test_run_that_ends_in_its_first_epoch_keeps_last_ckpt(
-    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["+trainer.accumulate_grad_batches=4", "+trainer.check_val_every_n_epoch=2"],
+        ["+trainer.val_check_interval=7", "+trainer.accumulate_grad_batches=3"],
+        ["+trainer.val_check_interval=13", "+trainer.check_val_every_n_epoch=null"],
+    ],
+    ids=" ".join,
+)
+def test_max_steps_before_the_first_validation_is_refused(
+    more: list[str], train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    overrides = tiny_overrides("data.batch_size=8", "+trainer.max_steps=2", model="title")
-    with pytest.raises(UserError, match="no epoch was validated, so there is no best checkpoint"):
-        train_here(tmp_path, overrides)
-    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["global_step"] == 2
+    def train_for(steps: int, folder: Path) -> dict[str, Any]:
+        few = [f"+trainer.max_steps={steps}", "trainer.max_epochs=-1", "data.batch_size=8", *more]
+        return train_here(folder, tiny_overrides(*few, model="title"))
+
+    with pytest.raises(SettingError, match=r"max_steps=1 ends before the first valid") as refused:
+        train_for(1, tmp_path / "refused")
+    assert not (tmp_path / "refused" / "checkpoints" / "last.ckpt").exists()
+    first = int(str(refused.value).partition(" steps")[0].split()[-1])
+    with pytest.raises(SettingError, match=f"after {first} steps"):
+        train_for(first - 1, tmp_path / "refused")
+    assert train_for(first, tmp_path / "trained")["best_checkpoint"] == "checkpoints/best.ckpt"

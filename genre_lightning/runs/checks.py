@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from genre_lightning.errors import SettingError
 from genre_lightning.movies.split_names import SPLITS
-from genre_lightning.runs.settings import PATHS, usual_mode
+from genre_lightning.runs.settings import PATHS, flat_settings, usual_mode
 from genre_lightning.scoring.names import MONITORED
 from genre_lightning.wording import closest_name, did_you_mean
 
@@ -120,6 +124,8 @@ NO_EFFECT = {
     "trainer.logger": "loggers are logger=NAME or +logger.NAME._target_=CLASS",
     "trainer.plugins": "a training brings its own",
 }
+#: Callbacks of Lightning that fail without a logger.
+NEED_LOGGER = ("DeviceStatsMonitor", "LearningRateMonitor")
 #: Callbacks of Lightning that don't work here, and what to do instead.
 UNSUPPORTED_CALLBACKS = {
     "LearningRateFinder": "has no learning rate to set here: find one by a sweep, "
@@ -135,6 +141,14 @@ REQUIRED = (
     "data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks", "training",
     "monitor", "monitor_mode", "seed",
 )  # fmt: skip
+#: What a training reads at the top of its configuration, and in its section model.
+READ = {
+    "": (
+        *REQUIRED, "checkpoint_every_n_steps", "checkpoint_in_background", "checkpoint_min_seconds",
+        "ckpt_path", "hydra", "label_sets", "logger", "num_genres", "start_from_priors", "sweep",
+    ),
+    "model.": ("branches", "dropout", "members", "recipe"),
+}  # fmt: skip
 #: Fixed settings of callbacks.checkpoint, on which other code relies, and what to do instead.
 _KEPT = "a run keeps best.ckpt, of its best epoch, and last.ckpt, of its newest"
 FIXED: dict[str, tuple[Any, str]] = {
@@ -159,7 +173,9 @@ def check_settings(cfg: DictConfig, swept: Collection[str] = ()) -> None:
     """
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
-    plain.pop("hydra", None)
+    hydra: Any = plain.pop("hydra", None)
+    if hydra is None and HydraConfig.initialized():  # Hydra keeps it apart from a job's settings
+        hydra = OmegaConf.to_container(HydraConfig.get(), resolve=False)
     if "num_genres" in plain:  # the configuration of a training
         for key in REQUIRED:
             if plain.get(key) is None:
@@ -168,13 +184,20 @@ def check_settings(cfg: DictConfig, swept: Collection[str] = ()) -> None:
         if key not in SET_BY_RUN and key not in swept:
             raise SettingError(f"{key} has to be given: {key}=...")
     for key, (requirement, is_valid) in RULES.items():
-        value = OmegaConf.select(cfg, key)
+        try:
+            value = OmegaConf.select(cfg, key)
+        except InterpolationResolutionError as error:
+            if swept:  # perhaps with what the value refers to
+                continue
+            raise SettingError(f"{key}: {str(error).splitlines()[0]}") from error
         if value is not None and not is_valid(value):
             close = closest_name(str(value), SPLITS) if key == "split" else None
             raise SettingError(f"{key}={value} must be {requirement}{did_you_mean(close)}")
     for key, instead in NO_EFFECT.items():
-        if OmegaConf.select(cfg, key) is not None:
+        if key in swept or OmegaConf.select(cfg, key) is not None:
             raise SettingError(f"{key} can't be set: {instead}")
+    if "num_genres" in plain:
+        _check_all_read(plain, hydra, swept)
     if "num_genres" in plain and not swept:  # each job of a sweep is checked by itself
         _check_validates(cfg.trainer)
     if "monitor" in plain:
@@ -183,6 +206,56 @@ def check_settings(cfg: DictConfig, swept: Collection[str] = ()) -> None:
         _check_classes(group, plain.get(group) or {})
     if "callbacks" in plain:
         _check_callbacks(cfg, plain["callbacks"])
+
+
+def _check_all_read(
+    plain: Mapping[Any, Any], hydra: Mapping[Any, Any] | None, swept: Collection[str]
+) -> None:
+    """Refuse a setting that nothing reads, neither the program nor an interpolation.
+
+    Only at the top and in the section model: the arguments of a class are checked by the class.
+
+    Args:
+        plain: the configuration without Hydra's section, unresolved.
+        hydra: Hydra's section, unresolved; None if there is none.
+        swept: see :func:`check_settings`.
+    """
+    settings = flat_settings(plain)
+    for key in (*settings, *swept):
+        section = "model." if key.startswith("model.") else ""
+        last = key.removeprefix(section).partition(".")[0]
+        name = f"{section}{last}"
+        if last in READ[section] or _is_interpolated(name, {**plain, "hydra": hydra}):
+            continue
+        if key not in settings and _is_group(key, hydra):
+            continue  # each job is checked by itself
+        if name == "experiment":
+            raise SettingError(
+                "an experiment's file must begin with the line # @package _global_: without it, "
+                f"nothing reads its settings, such as {key}"
+            )
+        same_ending = [known for known in settings if known.endswith(f".{last}") and known != key]
+        nearest = min(same_ending, key=lambda known: known.count("."), default=None)
+        if nearest is None and (closest := closest_name(last, READ[section])):
+            nearest = f"{section}{closest}"
+        raise SettingError(
+            f"nothing reads the setting {name}{did_you_mean(nearest) or ': leave it out'}"
+        )
+
+
+def _is_group(key: str, hydra: Mapping[Any, Any] | None) -> bool:
+    """Whether a swept key chooses files of the configuration."""
+    loader = GlobalHydra.instance().config_loader()
+    searchpath = [] if hydra is None else hydra["overrides"]["hydra"]
+    return bool(loader.get_group_options(key.partition("@")[0], None, "train", searchpath))
+
+
+def _is_interpolated(name: str, config: Mapping[Any, Any]) -> bool:
+    """Whether a value of the configuration seems to contain ``${name}``, also relative to it."""
+    last = re.escape(name.rpartition(".")[2])
+    reference = re.compile(rf"(?<![\w.]){re.escape(name)}\b|\{{\.+{last}\b")
+    texts = map(str, flat_settings(config).values())
+    return any("${" in text and reference.search(text) for text in texts)
 
 
 def _check_validates(trainer: DictConfig) -> None:
@@ -203,10 +276,18 @@ def _check_classes(group: str, parts: Mapping[str, Any]) -> None:
 
 
 def _check_callbacks(cfg: DictConfig, callbacks: Mapping[str, Any]) -> None:
+    has_logger = any((cfg.get("logger") or {}).values())
     for name, part in callbacks.items():
         package, _, kind = str(part["_target_"] if part else "").rpartition(".")
-        if package.startswith(("pytorch_lightning", "lightning")) and kind in UNSUPPORTED_CALLBACKS:
+        if not package.startswith(("pytorch_lightning", "lightning")):
+            continue
+        if kind in UNSUPPORTED_CALLBACKS:
             raise SettingError(f"callbacks.{name}: {kind} {UNSUPPORTED_CALLBACKS[kind]}")
+        if kind in NEED_LOGGER and not has_logger:
+            raise SettingError(
+                f"callbacks.{name}: {kind} writes to a logger, and there is none: add logger=csv, "
+                "logger=tensorboard or logger=wandb"
+            )
     checkpoint = callbacks.get("checkpoint")
     if not checkpoint:
         raise SettingError(

@@ -11,12 +11,12 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
 from genre_lightning.runs.settings import changes_no_result, is_path
 
@@ -116,8 +116,18 @@ def read_overrides(overrides: Iterable[str]) -> list[Override]:
     loader = (
         GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
     )
-    parsed: list[Override] = OverridesParser.create(loader).parse_overrides(list(overrides))
+    lines = as_given(overrides) if isinstance(overrides, ListConfig) else list(overrides)
+    parsed: list[Override] = OverridesParser.create(loader).parse_overrides(lines)
     return parsed
+
+
+def as_given(overrides: Any) -> list[str]:
+    """Overrides as they were given: ``${seed}`` may have no value here, or another than in a job.
+
+    Args:
+        overrides: ``cfg.hydra.overrides.task``, a ListConfig.
+    """
+    return cast("list[str]", OmegaConf.to_container(overrides, resolve=False))
 
 
 def sweep_overrides(hydra: Any) -> dict[str, Override]:
@@ -129,7 +139,7 @@ def sweep_overrides(hydra: Any) -> dict[str, Override]:
     ready_made = hydra.sweeper.get("params") or {}
     all_overrides = [
         *(f"{key}={value}" for key, value in ready_made.items()),
-        *hydra.overrides.task,
+        *as_given(hydra.overrides.task),
     ]
     return {key_of(override): override for override in read_overrides(all_overrides)}
 

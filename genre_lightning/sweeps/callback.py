@@ -12,8 +12,8 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from genre_lightning.errors import UserError
 from genre_lightning.files import FullDiskError, remove_unfinished, whole_file
 from genre_lightning.runs.command_line import at_end, folder_of
 from genre_lightning.runs.naming import (
+    as_given,
     command_name,
     read_command,
     result_settings,
@@ -133,7 +134,7 @@ class SweepCallback(Callback):
         """Write sweep.json, and the configuration as Hydra does."""
         command = {
             "name": self.folder.name,
-            "overrides": list(config.hydra.overrides.task),
+            "overrides": as_given(config.hydra.overrides.task),
             "keys": keys,
             "log_scales": _log_scales(overrides),
             **self._first_command(overrides.values()),
@@ -311,20 +312,56 @@ def _end_workers_with_command() -> None:
     Otherwise they wait for minutes, or forever: each of them holds both ends of the pipe that jobs
     come through, and the lock that they need before they end may have died with the command.
     """
+    from multiprocessing.resource_tracker import ensure_running
+
     from joblib import register_parallel_backend
     from joblib.parallel import LokyBackend
 
+    class Backend(LokyBackend):
+        def configure(self, *arguments: Any, **options: Any) -> Any:
+            with _held_in_workers():
+                ensure_running()  # at its start, Python's own tracker lets SIGINT pass again
+            with _held_in_workers():
+                return super().configure(*arguments, **options)
+
+        def submit(self, *arguments: Any, **options: Any) -> Any:
+            with _held_in_workers():
+                return super().submit(*arguments, **options)
+
     register_parallel_backend(
-        "loky", partial(LokyBackend, initializer=_init_worker, initargs=(os.getpid(),))
+        "loky", partial(Backend, initializer=_init_worker, initargs=(os.getpid(),))
     )
+
+
+def _terminal_signals() -> list[signal.Signals]:
+    """The signals that a terminal sends to all of its processes; none on Windows."""
+    return [signal.SIGINT, signal.SIGHUP] if hasattr(signal, "pthread_sigmask") else []
+
+
+@contextmanager
+def _held_in_workers() -> Iterator[None]:
+    """Hold a terminal's signals back in processes that the block starts.
+
+    They would end a worker that is still starting, and joblib would raise an error about it. This
+    process gets them as before, at the block's end.
+    """
+    if not _terminal_signals():
+        yield
+        return
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, _terminal_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
 def _init_worker(command: int) -> None:
     exit_when_process_ends(command)
     # These reach every process of a terminal. The command handles them, and signals the jobs.
-    for name in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in _terminal_signals():
+        signal.signal(number, signal.SIG_IGN)
+    if _terminal_signals():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _terminal_signals())
 
 
 def _check_swept(keys: Iterable[str], overrides: Iterable[Override]) -> None:

@@ -34,7 +34,7 @@ from genre_lightning.runs.ckpt_path import LAST, starting_point
 from genre_lightning.runs.config import changed_config, recorded_config
 from genre_lightning.runs.ending import completed_message, interrupted_message, resuming_overrides
 from genre_lightning.runs.lock import FolderInUseError, is_running
-from genre_lightning.runs.naming import changed_settings, read_command
+from genre_lightning.runs.naming import as_given, changed_settings, read_command
 from genre_lightning.runs.process import hold_signals, is_first_process
 from genre_lightning.runs.quoting import relative_to_cwd, shell_command
 from genre_lightning.runs.result import read_result, recorded_run
@@ -107,7 +107,7 @@ def run_job(cfg: DictConfig, train: Train) -> float | None:
         raise SystemExit(f"error: {_error_message(error, folder, is_single)}") from None
     except SystemExit:
         if shows_message and is_single:
-            print(interrupted_message(folder, job.overrides.task), flush=True)
+            print(interrupted_message(folder, as_given(job.overrides.task)), flush=True)
         raise
     if shows_message:
         print(completed_message(folder, result, cfg), flush=True)
@@ -126,7 +126,7 @@ def _error_message(error: UserError | OSError, folder: Path, is_single: bool) ->
     if not isinstance(error, UserError):
         error = full_disk(Path(str(error.filename or folder)), error)
     if isinstance(error, FullDiskError) and is_single and (folder / LAST).is_file():
-        overrides = HydraConfig.get().overrides.task
+        overrides = as_given(HydraConfig.get().overrides.task)
         resume = shell_command(*resuming_overrides(folder, overrides))
         return f"{error}. Then go on by {resume}"
     return str(error)
@@ -177,7 +177,7 @@ def _run(
                 f"another process has just trained in {folder}: run the command again"
             )
 
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides = as_given(HydraConfig.get().overrides.task)
     recorded = recorded_run(folder, cfg.monitor, cfg.seed, overrides, check_unchanged)
     with recorded as result, quiet_libraries():
         check_settings(cfg)  # those of a sweep's job are known only now
@@ -207,7 +207,7 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
     command = read_command(sweep)
     cache_job_configs(keep=False)  # for the next job of this process, if it is a worker
     _reset_shared_data([str(sweep), *(command[key] for key in ("host", "pid", "started"))])
-    reporter = _JobReporter(Journal(sweep), job_label(job.overrides.task, sweep), folder)
+    reporter = _JobReporter(Journal(sweep), job_label(as_given(job.overrides.task), sweep), folder)
     cfg.sweep.name = command["name"]
     _hide_progress_bar(cfg)
     try:
@@ -287,7 +287,7 @@ def _train_if_needed(
     """
     earlier = read_result(folder)
     if earlier is not None and earlier["status"] == "completed":
-        overrides = HydraConfig.get().overrides.task
+        overrides = as_given(HydraConfig.get().overrides.task)
         reporter.report("already finished", **finished_job(folder, earlier, cfg, overrides))
         value: float | None = earlier["monitor_value"]
         return value

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
@@ -85,6 +86,9 @@ MISTAKES = {
     "+callbacks.lrf._target_=pytorch_lightning.callbacks.LearningRateFinder": (
         "callbacks.lrf: LearningRateFinder has no learning rate to set here: find one by a sweep"
     ),
+    "+callbacks.a._target_=pytorch_lightning.callbacks.LearningRateMonitor": (
+        "callbacks.a: LearningRateMonitor writes to a logger, and there is none: add logger=csv"
+    ),
     "+callbacks.b._target_=pytorch_lightning.callbacks.BatchSizeFinder": "set data.batch_size",
     "+callbacks.a._target_=pytorch_lightning.callbacks.StochasticWeightAveraging": (
         "use pytorch_lightning.callbacks.EMAWeightAveraging"
@@ -113,6 +117,14 @@ MISTAKES = {
     "zzz=1": "there is no setting zzz; --help shows all",
     "model.recipe.zzz=1": "lr, weight_decay, batch_size, max_epochs, hidden, input_dropout",
     "num_genres=5": "num_genres can't be set: it is the number of genres in the data",
+    "num_genres=3,4 -m": "num_genres can't be set: it is the number of genres in the data",
+    "+foo=5": "nothing reads the setting foo: leave it out",
+    "+foo=1,2 -m": "nothing reads the setting foo: leave it out",
+    "+foo=interval(0,1) sweep=optuna": "nothing reads the setting foo: leave it out",
+    "optimizer.lr=${nope}": "optimizer.lr: Interpolation key 'nope' not found",
+    "+lr=1": "nothing reads the setting lr; did you mean optimizer.lr?",
+    "+model.dropot=0.2": "nothing reads the setting model.dropot; did you mean model.dropout?",
+    "+model.foo.bar=1,2 -m": "nothing reads the setting model.foo: leave it out",
     "model.branches.title_tfidf.zzz=1": "title_tfidf.zzz; model.branches.title_tfidf has input",
     "model=title model.branches.poster_resnet.a=1 model.branches.poster_resnet.b=1": (
         "no setting model.branches.poster_resnet.a; model.branches has title_tfidf, and +model"
@@ -169,6 +181,53 @@ def test_training_mistake_is_one_sentence(
 ) -> None:
     text = messages["train", mistake]
     assert text.startswith("error: ") and MISTAKES[mistake] in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["+width=0.1", "model.dropout=${width}"],
+        ["+model.width=0.1", "training.branch_loss=${model.width}"],
+        ["+all.width=0.1", "model.dropout=${oc.select:all.width}"],
+        ["+name=x", "hydra.run.dir=runs/${name}"],
+        ["+more=mine"],
+        ["+callbacks.a._target_=pytorch_lightning.callbacks.LearningRateMonitor", "logger=csv"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_added_settings_that_something_reads_are_accepted(
+    overrides: list[str], repository: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "mine.yaml").write_text("# @package _global_\nseed: 3\n")
+    overrides = [f"hydra.searchpath=['{tmp_path}']", *overrides]
+    with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
+        check_settings(compose("train", overrides, return_hydra_config=True))
+
+
+def test_an_experiment_outside_the_global_package_is_refused(
+    repository: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("seed: 3\n")
+    overrides = [f"hydra.searchpath=['{tmp_path}']", "experiment=mine"]
+    with (
+        initialize_config_dir(str(repository / "conf"), version_base="1.3"),
+        pytest.raises(SettingError, match=r"# @package _global_: .* such as experiment\.seed"),
+    ):
+        check_settings(compose("train", overrides, return_hydra_config=True))
+
+
+def test_groups_of_the_user_can_be_swept(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for seed in ("-1", "-2"):  # refused by the jobs
+        text = f"# @package _global_\nseed: {seed}\n"
+        (tmp_path / "more" / f"s{seed}.yaml").write_text(text)
+    for folder in (["--config-dir", "."], ["hydra.searchpath=['file://.']"]):
+        done = run_command(
+            [repository / "train.py", "-m", "+more=s-1,s-2", *folder, "model=title"], tmp_path
+        )
+        assert "seed=-1 must be" in done.stdout and "2 failed" in done.stdout, done.stderr
 
 
 def test_sweep_is_not_refused_for_files_that_it_makes_or_overrides() -> None:

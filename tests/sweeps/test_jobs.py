@@ -22,6 +22,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
+from omegaconf import OmegaConf
 
 from genre_lightning.runs.result import write_result
 from genre_lightning.sweeps.journal import Journal
@@ -190,6 +191,25 @@ def test_finished_jobs_of_a_changed_file_are_refused(sweep_here: Sweep, tmp_path
     write(0.25)
     code, output = sweep_here(*command, "optimizer.lr=1e-2", "checkpoint_min_seconds=3")
     assert code == 0 and "1 already finished" in output
+
+
+@pytest.mark.slow
+def test_a_setting_can_refer_to_a_swept_one(
+    sweep_here: Sweep, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    # The folder of a job, to which the last override refers, is made from its overrides.
+    own = ("+half=0.1,0.2", "model.dropout=${half}", "training.branch_loss=${.micro_weight}")
+    logger = ("_target_=pytorch_lightning.loggers.CSVLogger", "save_dir=${hydra:sweep.subdir}")
+    command = ("-m", *own, *(f"+logger.mine.{text}" for text in logger))
+    code, output = sweep_here(*command)
+    sweep = tmp_path / "runs" / "sweeps" / "s"
+    assert code == 0 and {path.name for path in sweep.glob("half*")} == {"half=0.1", "half=0.2"}
+    config = OmegaConf.load(sweep / "half=0.2" / ".hydra" / "config.yaml")
+    assert config.model.dropout == 0.2 and config.training.branch_loss == 0.6
+    assert not [str(w.message) for w in recwarn if "Callback" in str(w.message)]
+    # Named by what was given, so found again.
+    code, output = sweep_here(*command)
+    assert code == 0 and "2 already finished" in output and "(" not in output.split("finished")[1]
 
 
 @pytest.mark.slow

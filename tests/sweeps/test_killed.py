@@ -215,6 +215,20 @@ def test_workers_that_have_no_job_yet_end(start: Start, tmp_path: Path) -> None:
     assert_nothing_is_left(command)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["Ctrl-C", "closed"])
+def test_a_terminal_stops_a_sweep_whose_workers_are_starting(
+    number: signal.Signals, start: Start, tmp_path: Path
+) -> None:
+    command = start("-m", "sweep.name=s", "seed=1,2", *LAUNCHERS["joblib"])
+    command.wait_until(
+        lambda: any("popen_loky_posix" in line for line in command.started.alive().values())
+    )
+    os.killpg(command.process.pid, number)
+    assert command.process.wait(120) == 128 + number, command.printed()
+    assert "Traceback" not in command.printed() and "2 not started" in command.printed()
+    assert_nothing_is_left(command)
+
+
 def test_processes_of_a_run_end_with_it(start: Start, tmp_path: Path) -> None:
     run = tmp_path / "run"
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=8")

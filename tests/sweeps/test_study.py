@@ -331,6 +331,30 @@ def test_a_killed_study_is_continued(command: list[str], tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_a_study_whose_file_of_settings_has_changed_is_refused(
+    command: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    command = [*command, "experiment=mine", "--config-dir", str(tmp_path / "mine")]
+
+    def run(loss: float, n_trials: int) -> Command:
+        file.write_text(f"# @package _global_\ntraining:\n  branch_loss: {loss}\n")
+        return run_command([*command, f"sweep.n_trials={n_trials}"], tmp_path, timeout=200)
+
+    assert run(0.25, 1).returncode == 0
+    before = results(tmp_path / "study")
+    refused = run(0.75, 2)
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    assert "settings than the command now has: training.branch_loss (0.25 there, 0.75" in (
+        refused.stderr
+    )
+    assert results(tmp_path / "study") == before and len(read_trials(tmp_path / "study")) == 1
+    continued = run(0.25, 2)
+    assert continued.returncode == 0 and "1 already finished, 1 completed" in continued.stdout
+
+
+@pytest.mark.slow
 def test_a_trial_with_the_values_of_an_earlier_one_takes_its_score(
     command: list[str], tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -21,6 +22,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from genre_lightning.checkpoint.card import TRAINING_KEY
 from genre_lightning.cores import num_cores
 from genre_lightning.data.batch import MovieBatch, MovieLoader
+from genre_lightning.errors import SettingError
 from genre_lightning.runs.process import (
     catch_signals,
     ending_signals,
@@ -180,7 +182,9 @@ class Resume(Checkpoint):
             raise ValueError(f"it has {done} epochs, and trainer.max_epochs={max_epochs}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._restored is not None:
+        if self._restored is None:
+            _check_validates(trainer)
+        else:
             self._restore(trainer, pl_module, self._restored)
             self._restored = None
         if trainer.is_global_zero:
@@ -430,6 +434,27 @@ def _is_in_epoch(trainer: pl.Trainer) -> bool:
 def _is_last_step(trainer: pl.Trainer) -> bool:
     """Whether ``trainer.max_steps`` optimizer steps are done."""
     return 0 <= trainer.max_steps <= trainer.global_step
+
+
+def _check_validates(trainer: pl.Trainer) -> None:
+    """Refuse a ``trainer.max_steps`` that ends a new training before its first validation."""
+    batches, every = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if trainer.max_steps < 0 or batches is None:  # None: validation by time
+        return
+
+    def steps(count: float) -> int:
+        return math.ceil(count / trainer.accumulate_grad_batches)
+
+    per_epoch = trainer.num_training_batches
+    # Without `every`, the batches are counted over all epochs.
+    epochs, last = divmod(batches - 1, per_epoch) if every is None else (every - 1, batches - 1)
+    first = int(epochs) * steps(per_epoch) + steps(last + 1)
+    if trainer.max_steps < first:
+        raise SettingError(
+            f"trainer.max_steps={trainer.max_steps} ends before the first validation, after "
+            f"{counted(first, 'step')}, so there would be no best checkpoint: increase it, or "
+            "leave it out and set trainer.max_epochs"
+        )
 
 
 def _is_out_of_time(trainer: pl.Trainer) -> bool:
