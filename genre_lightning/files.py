@@ -1,13 +1,14 @@
-"""Files and folders that are complete or absent."""
+"""Files and folders that are complete or absent, and hashes of files."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, TextIO, overload
@@ -108,6 +109,15 @@ def remove_unfinished(folder: Path) -> None:
         match = _TEMPORARY.fullmatch(path.name)
         if match is not None and not is_alive(int(match["process"])):
             path.unlink(missing_ok=True)
+
+
+def hash_parts(parts: Sequence[Path]) -> str:
+    """Return the SHA-256, 64 hex digits, of a file that consists of one or more parts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def is_alive(process: int) -> bool:

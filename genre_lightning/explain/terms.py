@@ -240,21 +240,8 @@ def _item_spans(text: str) -> tuple[list[str], list[tuple[int, int] | None]]:
     return names, spans
 
 
-def word_spans(
-    text: str, words: Sequence[str]
-) -> tuple[list[tuple[int, int] | None], tuple[int, int] | None]:
-    """Locate the words of a normalised text, and the year that was removed, in the original text.
-
-    The text is normalised character by character. If this gives different words, as it can in
-    scripts whose letters change with their neighbours, all spans are None.
-
-    Args:
-        text: the original text.
-        words: of the normalised text.
-
-    Returns:
-        Start and end of each word, and of the year; None for an unknown span or no year.
-    """
+def _normalise_by_character(text: str) -> tuple[list[str], list[tuple[int, int]]]:
+    """The words of a text, normalised character by character, with start and end of each."""
     pieces = {character: _normalise_character(character) for character in set(text)}
     located: list[tuple[list[str], int, int]] = []
     open_word = False
@@ -270,6 +257,25 @@ def word_spans(
             located.append(([piece], index, index + 1))
             open_word = True
     normalised = [unicodedata.normalize("NFKC", "".join(word)) for word, _, _ in located]
+    return normalised, [(start, end) for _, start, end in located]
+
+
+def word_spans(
+    text: str, words: Sequence[str]
+) -> tuple[list[tuple[int, int] | None], tuple[int, int] | None]:
+    """Locate the words of a normalised text, and the year that was removed, in the original text.
+
+    The text is normalised character by character. If this gives different words, as it can in
+    scripts whose letters change with their neighbours, all spans are None.
+
+    Args:
+        text: the original text.
+        words: of the normalised text.
+
+    Returns:
+        Start and end of each word, and of the year; None for an unknown span or no year.
+    """
+    normalised, spans = _normalise_by_character(text)
     extra = len(normalised) - len(words)
     if extra < 0:
         return [None] * len(words), None
@@ -278,7 +284,6 @@ def word_spans(
     prefix = _common_prefix_length(normalised, words)
     if prefix + _common_prefix_length(normalised[::-1], words[::-1]) < len(words):
         return [None] * len(words), None
-    spans = [(start, end) for _, start, end in located]
     year_spans = spans[prefix : prefix + extra]
     year = (year_spans[0][0], year_spans[-1][1]) if year_spans else None
     return [*spans[:prefix], *spans[prefix + extra :]], year

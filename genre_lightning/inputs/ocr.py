@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from genre_lightning.files import hash_parts
 from genre_lightning.inputs.embedding_cache import content_hash
-from genre_lightning.inputs.encoders.gguf_folder import hash_parts
 from genre_lightning.inputs.encoders.libraries import find_module, import_library, not_installed
 from genre_lightning.inputs.encoders.spec import EncoderError, Packaged
 from genre_lightning.inputs.encoders.weights import find_packaged

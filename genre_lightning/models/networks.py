@@ -313,23 +313,7 @@ def _complete_network(key: str, network: Any, shared: Mapping[str, Any]) -> dict
     for argument, parameter in inspect.signature(network_type.factory).parameters.items():
         if argument == "num_genres":
             continue
-        if argument not in network_type.limits:
-            raise ValueError(f"{key}: NETWORKS[{name!r}] has no range for the argument {argument}")
-        default = parameter.default
-        if shared.get(argument) is not None:
-            default = _checked_argument(
-                f"model.{argument}", shared[argument], default, network_type.limits[argument]
-            )
-        if default is parameter.empty and argument not in network:
-            raise ValueError(f"{key}: {name} needs {argument}")
-        if default is parameter.empty:  # stands for the expected type alone
-            default = (0,) if "Sequence" in str(parameter.annotation) else 0
-        complete[argument] = _checked_argument(
-            f"{key}.{argument}",
-            network.get(argument, default),
-            default,
-            network_type.limits[argument],
-        )
+        complete[argument] = _complete_argument(key, network, shared, parameter)
     if "members" not in network_type.limits:
         # Ensemble repeats such a network; a single one needs no entry.
         members = network.get("members", shared.get("members") or 1)
@@ -341,6 +325,23 @@ def _complete_network(key: str, network: Any, shared: Mapping[str, Any]) -> dict
         options = sorted(set(complete) - {"name"})
         raise ValueError(f"{key} has no argument {unknown[0]!r:.100}; {name} takes {options}")
     return complete
+
+
+def _complete_argument(
+    key: str, network: Mapping[str, Any], shared: Mapping[str, Any], parameter: inspect.Parameter
+) -> Any:
+    """Return the value of one argument; arguments and errors as in :func:`_complete_network`."""
+    name, argument, default = network["name"], parameter.name, parameter.default
+    limits = NETWORKS[name].limits.get(argument)
+    if limits is None:
+        raise ValueError(f"{key}: NETWORKS[{name!r}] has no range for the argument {argument}")
+    if shared.get(argument) is not None:
+        default = _checked_argument(f"model.{argument}", shared[argument], default, limits)
+    if default is parameter.empty and argument not in network:
+        raise ValueError(f"{key}: {name} needs {argument}")
+    if default is parameter.empty:  # stands for the expected type alone
+        default = (0,) if "Sequence" in str(parameter.annotation) else 0
+    return _checked_argument(f"{key}.{argument}", network.get(argument, default), default, limits)
 
 
 def _checked_argument(key: str, value: Any, default: Any, limits: Limits) -> Any:

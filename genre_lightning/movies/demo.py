@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import NormalDist
@@ -231,122 +231,73 @@ def draw_poster(rng: np.random.Generator, genres: Iterable[str], height: int) ->
     rings, and Horror is dark with red running down. Several genres are drawn on top of each other.
     Colours, places and sizes vary, and other shapes are distractors.
     """
+    width = height * 2 // 3
+    unit = height / 256.0
     shown = _draw_shown_genres(
         rng, [genre for genre in POSTER_GENRES if genre in genres], POSTER_GENRES
     )
-    canvas = _Canvas(rng, _draw_background(rng, height, is_warm="Comedy" in shown))
-    _draw_distractors(canvas)
-    for genre, draw_genre in _GENRE_DRAWINGS.items():
-        if genre in shown:
-            draw_genre(canvas)
-    title_y = float(rng.choice([0.06, 0.86])) * height  # where a real poster has its lettering
-    left, right = canvas.width * 0.1, canvas.width * 0.9
-    canvas.draw.rectangle(
-        (left, title_y, right, title_y + 16 * canvas.unit), fill=canvas.random_colour(0, 256)
-    )
 
-    grain = rng.integers(-14, 15, (height, canvas.width, 1), dtype=np.int16)
-    pixels = (np.asarray(canvas.image, dtype=np.int16) + grain).clip(0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=75)
-    return buffer.getvalue()
-
-
-class _Canvas:
-    """A poster while it is drawn.
-
-    Args:
-        rng: of all random draws.
-        image: RGB.
-
-    Attributes:
-        unit: pixels for one of the 256 parts of the height.
-    """
-
-    def __init__(self, rng: np.random.Generator, image: Image.Image) -> None:
-        self.rng = rng
-        self.image = image
-        self.draw = ImageDraw.Draw(image)
-        self.width, self.height = image.size
-        self.unit = self.height / 256.0
-
-    def random_point(self) -> tuple[int, int]:
-        return int(self.rng.integers(0, self.width)), int(self.rng.integers(0, self.height))
-
-    def random_colour(self, low: int, high: int) -> tuple[int, int, int]:
-        red, green, blue = self.rng.integers(low, high, 3).tolist()
-        return red, green, blue
-
-
-def _draw_background(rng: np.random.Generator, height: int, is_warm: bool) -> Image.Image:
-    """Sky and ground: a gradient between two colours."""
-    if is_warm:
+    # Sky and ground: a gradient between two colours.
+    if "Comedy" in shown:
         ends = np.array([[225, 160, 30], [250, 215, 110]]) + rng.integers(-25, 25, (2, 3))
     else:
         ends = rng.integers(55, 150, (2, 3)) + np.array([0, 0, 25])
     slope = np.linspace(0.0, 1.0, height)[:, None, None]
-    gradient = ends[0] * (1.0 - slope) + ends[1] * slope  # (H, 1, 3)
-    pixels = np.repeat(gradient, height * 2 // 3, axis=1).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(pixels)
+    background = ends[0] * (1.0 - slope) + ends[1] * slope  # (H, 1, 3)
+    canvas = np.repeat(background, width, axis=1).clip(0, 255).astype(np.uint8)
+    image = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(image)
 
+    def random_point() -> tuple[int, int]:
+        return int(rng.integers(0, width)), int(rng.integers(0, height))
 
-def _draw_distractors(canvas: _Canvas) -> None:
-    rng = canvas.rng
-    for _ in range(int(rng.integers(2, 6))):
-        x, y = canvas.random_point()
-        w, h = (rng.integers(15, 70, 2) * canvas.unit).tolist()
-        shape = canvas.draw.ellipse if rng.random() < 0.5 else canvas.draw.rectangle
-        shape((x - w / 2, y - h / 2, x + w / 2, y + h / 2), fill=canvas.random_colour(40, 190))
+    def random_colour(low: int, high: int) -> tuple[int, int, int]:
+        red, green, blue = rng.integers(low, high, 3).tolist()
+        return red, green, blue
 
+    for _ in range(int(rng.integers(2, 6))):  # distractors
+        x, y = random_point()
+        w, h = (rng.integers(15, 70, 2) * unit).tolist()
+        shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
+        shape((x - w / 2, y - h / 2, x + w / 2, y + h / 2), fill=random_colour(40, 190))
+    if "Comedy" in shown:
+        for _ in range(int(rng.integers(30, 50))):
+            (x, y), r = random_point(), float(rng.integers(4, 9)) * unit
+            draw.ellipse((x - r, y - r, x + r, y + r), fill=random_colour(120, 256))
+    if "Action" in shown:
+        step = float(rng.integers(26, 38)) * unit
+        slant = height * float(rng.choice([-0.6, 0.6]))
+        fill = (235, int(rng.integers(20, 80)), 20)
+        for x in np.arange(-height + rng.random() * step, width + height, step).tolist():
+            draw.line((x, 0, x + slant, height), fill=fill, width=max(1, round(8 * unit)))
+    if "Sci-Fi" in shown:
+        neon = (int(rng.integers(0, 60)), int(rng.integers(210, 256)), int(rng.integers(190, 256)))
+        step = float(rng.integers(18, 28)) * unit
+        thickness = max(1, round(3 * unit))
+        for x in np.arange(rng.random() * step, width, step).tolist():
+            draw.line((x, 0, x, height), fill=neon, width=thickness)
+        for y in np.arange(rng.random() * step, height, step).tolist():
+            draw.line((0, y, width, y), fill=neon, width=thickness)
+        for _ in range(3):
+            (x, y), r = random_point(), float(rng.integers(15, 35)) * unit
+            draw.ellipse((x - r, y - r, x + r, y + r), outline=neon, width=2 * thickness)
+    if "Horror" in shown:
+        image = image.point([int(level * 0.35) for level in range(256)] * 3)
+        draw = ImageDraw.Draw(image)
+        blood = (int(rng.integers(150, 200)), 0, int(rng.integers(0, 30)))
+        for x in np.arange(0.0, width, 16 * unit).tolist():
+            half_width, length = 5.5 * unit, float(rng.integers(60, 210)) * unit
+            draw.polygon([(x - half_width, 0), (x + half_width, 0), (x, length)], fill=blood)
+    title_y = float(rng.choice([0.06, 0.86])) * height  # where a real poster has its lettering
+    draw.rectangle(
+        (width * 0.1, title_y, width * 0.9, title_y + 16 * unit), fill=random_colour(0, 256)
+    )
 
-def _draw_confetti(canvas: _Canvas) -> None:
-    rng = canvas.rng
-    for _ in range(int(rng.integers(30, 50))):
-        (x, y), r = canvas.random_point(), float(rng.integers(4, 9)) * canvas.unit
-        canvas.draw.ellipse((x - r, y - r, x + r, y + r), fill=canvas.random_colour(120, 256))
-
-
-def _draw_bars(canvas: _Canvas) -> None:
-    rng, width, height = canvas.rng, canvas.width, canvas.height
-    step = float(rng.integers(26, 38)) * canvas.unit
-    slant = height * float(rng.choice([-0.6, 0.6]))
-    fill = (235, int(rng.integers(20, 80)), 20)
-    thickness = max(1, round(8 * canvas.unit))
-    for x in np.arange(-height + rng.random() * step, width + height, step).tolist():
-        canvas.draw.line((x, 0, x + slant, height), fill=fill, width=thickness)
-
-
-def _draw_neon(canvas: _Canvas) -> None:
-    rng, draw, width, height = canvas.rng, canvas.draw, canvas.width, canvas.height
-    neon = (int(rng.integers(0, 60)), int(rng.integers(210, 256)), int(rng.integers(190, 256)))
-    step = float(rng.integers(18, 28)) * canvas.unit
-    thickness = max(1, round(3 * canvas.unit))
-    for x in np.arange(rng.random() * step, width, step).tolist():
-        draw.line((x, 0, x, height), fill=neon, width=thickness)
-    for y in np.arange(rng.random() * step, height, step).tolist():
-        draw.line((0, y, width, y), fill=neon, width=thickness)
-    for _ in range(3):
-        (x, y), r = canvas.random_point(), float(rng.integers(15, 35)) * canvas.unit
-        draw.ellipse((x - r, y - r, x + r, y + r), outline=neon, width=2 * thickness)
-
-
-def _draw_blood(canvas: _Canvas) -> None:
-    """Darken everything drawn so far, and let red run down."""
-    rng, unit = canvas.rng, canvas.unit
-    canvas.image.paste(canvas.image.point([int(level * 0.35) for level in range(256)] * 3))
-    blood = (int(rng.integers(150, 200)), 0, int(rng.integers(0, 30)))
-    for x in np.arange(0.0, canvas.width, 16 * unit).tolist():
-        half_width, length = 5.5 * unit, float(rng.integers(60, 210)) * unit
-        canvas.draw.polygon([(x - half_width, 0), (x + half_width, 0), (x, length)], fill=blood)
-
-
-#: In this order, on top of each other.
-_GENRE_DRAWINGS: dict[str, Callable[[_Canvas], None]] = {
-    "Comedy": _draw_confetti,
-    "Action": _draw_bars,
-    "Sci-Fi": _draw_neon,
-    "Horror": _draw_blood,
-}
+    grain = rng.integers(-14, 15, (height, width, 1), dtype=np.int16)
+    pixels = (np.asarray(image, dtype=np.int16) + grain).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=75)
+    return buffer.getvalue()
 
 
 def _draw_shown_genres(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,6 +12,7 @@ from markupsafe import Markup
 
 from genre_lightning import __version__
 from genre_lightning.checkpoint.model import TrainedModel
+from genre_lightning.files import hash_parts
 from genre_lightning.inputs.encoders.spec import EncoderSpec, Hub, Packaged
 from genre_lightning.inputs.encoders.table import ENCODERS
 from genre_lightning.movies.readers import GENERATED_FOLDER_OPTION
@@ -160,7 +160,7 @@ def file_table(checkpoint: Path, content: Mapping[str, Any], result: Mapping[str
     epoch = content.get("epoch")
     rows = [
         ("file", f"{checkpoint.name}, {checkpoint.stat().st_size / 2**20:.1f} MiB"),
-        ("SHA-256", _sha256(checkpoint)),
+        ("SHA-256", hash_parts([checkpoint])),
         ("saved in epoch", epoch + 1 if type(epoch) is int else "not recorded"),
         ("after optimizer steps", content.get("global_step", "not recorded")),
         ("PyTorch Lightning", content.get("pytorch-lightning_version", "not recorded")),
@@ -176,8 +176,3 @@ def file_table(checkpoint: Path, content: Mapping[str, Any], result: Mapping[str
         rows += [(f"version of {name}", version) for name, version in versions.items()]
     rows.append(("card made by genre-lightning", __version__))
     return table_markup(("", "what"), [[name, str(value)] for name, value in rows], ("", "what"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,6 +25,7 @@ from genre_lightning.wording import printable
 
 if TYPE_CHECKING:
     from genre_lightning.explain.explainer import ImageExplanation
+    from genre_lightning.inputs.input import Input
     from genre_lightning.predicting.asked import MovieAsker
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
 
@@ -139,7 +140,7 @@ def _explain(
         name: {
             "logit": _rounded(parts.logits[index]),
             "bias": _rounded(parts.bias[index]),
-            "branches": {name: _rounded(part[index]) for name, part in parts.branches.items()},
+            "branches": {key: _rounded(part[index]) for key, part in parts.branches.items()},
             **{key: _rounded(part) for key, part in parts.cooccurrence_of(index).items()},
             "words": {},
             "heat_maps": {},
@@ -149,15 +150,9 @@ def _explain(
     methods: dict[str, str] = {}
     exact: list[str] = []
     for branch, branch_explanation in explanation.branches.items():
-        branch_input = model.inputs[branch]
         methods[branch] = branch_explanation.method
         if isinstance(branch_explanation, ImageExplanation):
-            # Several branches can look at the same poster: each needs its own file names.
-            is_shared = (
-                sum(other.column == branch_input.column for other in model.inputs.values()) > 1
-            )
-            poster = Path(columns[branch_input.column])
-            start = (folder or poster.parent) / (poster.stem + (f".{branch}" if is_shared else ""))
+            start = _heat_map_start(model.inputs, branch, columns, folder)
             files = _save_heat_maps(branch_explanation, start, names, indices)
             for name, path in zip(names, files, strict=True):
                 genres[name]["heat_maps"][branch] = str(path)
@@ -180,6 +175,17 @@ def _explain(
 
 def _rounded(value: Any) -> float:
     return round(float(value), 6)
+
+
+def _heat_map_start(
+    inputs: Mapping[str, Input], branch: str, columns: Mapping[str, str], folder: Path | None
+) -> Path:
+    """The folder of a branch's heat maps, by default the poster's, and how their names begin."""
+    column = inputs[branch].column
+    poster = Path(columns[column])
+    # Several branches can look at the same poster: each needs its own file names.
+    is_shared = sum(other.column == column for other in inputs.values()) > 1
+    return (folder or poster.parent) / (poster.stem + (f".{branch}" if is_shared else ""))
 
 
 def _save_heat_maps(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +14,7 @@ from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.data.description import same_source
 from genre_lightning.data.leakage import num_learnt_movies
 from genre_lightning.explain.table import find_explainer
+from genre_lightning.files import hash_parts
 from genre_lightning.movies.split_names import SPLIT_WORDS
 from genre_lightning.page.document import render_page
 from genre_lightning.report import charts
@@ -138,7 +138,7 @@ def _methods(model: TrainedModel, branches: Sequence[str]) -> dict[str, list[str
 def _facts(
     model: TrainedModel, data: MovieDataModule, scores: SplitScores, origin: Origin
 ) -> list[tuple[str, str]]:
-    digest = hashlib.sha256(origin.checkpoint.read_bytes()).hexdigest()[:12]
+    digest = hash_parts([origin.checkpoint])[:12]
     source = data.source()
     location = Path(source.get("root") or source.get("path") or data.reader).name
     name = data.reader if location == data.reader else f"{data.reader} ({location})"

@@ -71,18 +71,7 @@ def fit_thresholds(
     check_threshold_fit(method, micro_weight)
     if not strength >= 0:
         raise ValueError(f"strength is {strength}; it must be at least 0")
-    if scores.ndim != 2 or scores.shape != targets.shape or 0 in scores.shape:
-        raise ValueError(
-            f"scores {tuple(scores.shape)} and targets {tuple(targets.shape)} "
-            "must both be (N, G), neither empty"
-        )
-    values = scores.detach().cpu().float().numpy()
-    if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError("scores must lie in [0, 1] and not be nan; pass sigmoid(logits)")
-    labels = targets.detach().cpu().float().numpy().astype(np.float64)
-    if not ((labels == 0) | (labels == 1)).all():
-        raise ValueError("targets must be zeros and ones")
-
+    values, labels = _checked_arrays(scores, targets)
     thresholds = np.full(
         values.shape[1], best_f1_cuts(values.reshape(-1, 1), labels.reshape(-1, 1))[0]
     )
@@ -99,6 +88,22 @@ def fit_thresholds(
                 cuts = _sigmoid(trust * _logit(cuts) + (1 - trust) * _logit(shared))
         thresholds[present] = cuts
     return torch.from_numpy(thresholds.astype(np.float32)).to(scores.device)
+
+
+def _checked_arrays(scores: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return (N, G) scores as float32 and targets as float64; ValueError if out of range."""
+    if scores.ndim != 2 or scores.shape != targets.shape or 0 in scores.shape:
+        raise ValueError(
+            f"scores {tuple(scores.shape)} and targets {tuple(targets.shape)} "
+            "must both be (N, G), neither empty"
+        )
+    values = scores.detach().cpu().float().numpy()
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError("scores must lie in [0, 1] and not be nan; pass sigmoid(logits)")
+    labels = targets.detach().cpu().float().numpy().astype(np.float64)
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ValueError("targets must be zeros and ones")
+    return values, labels
 
 
 def check_threshold_fit(method: str = DEFAULT_METHOD, micro_weight: float = MICRO_WEIGHT) -> None:

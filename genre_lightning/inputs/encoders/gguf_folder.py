@@ -6,7 +6,6 @@ module converts it once and stores the result.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import io
 import json
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 import torch
 
 from genre_lightning.errors import UserError
+from genre_lightning.files import hash_parts
 from genre_lightning.store import DEFAULT_CACHE_DIR, content_key, stored_folder
 
 logger = logging.getLogger(__name__)
@@ -36,16 +36,6 @@ _MAX_TOKENS = 512
 _WEIGHTS = "model.safetensors"
 
 
-def hash_parts(parts: Sequence[Path]) -> str:
-    """Return the SHA-256, 64 hex digits, of a file that consists of one or more parts."""
-    digest = hashlib.sha256()
-    for part in parts:
-        with part.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def gguf_folder(name: str, parts: Sequence[Path], sha256: str, blocks: int | None) -> Path:
     """Return a model's folder, building it first if needed.
 
@@ -57,7 +47,7 @@ def gguf_folder(name: str, parts: Sequence[Path], sha256: str, blocks: int | Non
     Args:
         name: of the encoder.
         parts: of the GGUF file, in order.
-        sha256: of the whole file, see :func:`hash_parts`.
+        sha256: of the whole file, see :func:`genre_lightning.files.hash_parts`.
         blocks: number of the network's blocks that are kept, from the first; None for all.
 
     Raises:

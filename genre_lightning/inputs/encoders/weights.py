@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from genre_lightning.inputs.encoders.gguf_folder import gguf_folder, hash_parts
+from genre_lightning.files import hash_parts
+from genre_lightning.inputs.encoders.gguf_folder import gguf_folder
 from genre_lightning.inputs.encoders.libraries import find_module, import_library, not_installed
 from genre_lightning.inputs.encoders.spec import (
     EncoderError,

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from genre_lightning.errors import UserError
+from genre_lightning.files import hash_parts
 from genre_lightning.inputs.encoders.gguf_folder import (
     gguf_folder,
-    hash_parts,
     write_without_vocabulary,
 )
 from genre_lightning.inputs.encoders.opening import open_encoder
