@@ -66,11 +66,19 @@ def test_a_dataset_smaller_than_a_batch_is_one_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch_size", "message"), [(5, 0, "batch_size"), (1, 8, "too few")]
+    ("rows", "batch_size", "ranks", "message"),
+    [
+        (5, 0, 1, "batch_size"),
+        (1, 8, 1, "has 1 movie, but training needs at least 2: add movies$"),
+        (3, 8, 2, "has 3 movies, but training in 2 processes needs at least 4: .*, or use fewer"),
+    ],
+    ids=["batch size", "one movie", "too many processes"],
 )
-def test_invalid_training_orders_are_refused(rows: int, batch_size: int, message: str) -> None:
+def test_invalid_training_orders_are_refused(
+    rows: int, batch_size: int, ranks: int, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        BatchOrder(np.arange(rows), batch_size, shuffle=True)
+        BatchOrder(np.arange(rows), batch_size, shuffle=True, world_size=ranks)
 
 
 @pytest.mark.parametrize("shuffle", [False, True], ids=["in-order", "shuffled"])
