@@ -23,7 +23,7 @@ from genre_lightning.comparison.text import (
 from genre_lightning.files import whole_file
 from genre_lightning.page.markdown import escape_markdown, markdown_table
 from genre_lightning.runs.quoting import relative_to_cwd, shell_command
-from genre_lightning.wording import format_duration, printable, shortened
+from genre_lightning.wording import format_duration, printable, shortened, without_middle
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -185,16 +185,8 @@ def _fit_columns(
             columns.remove(column)
             dropped.insert(0, column[0])
     max_width = max(available_width(), MIN_NAME_WIDTH)
-    name_column[:] = [_shorten_middle(name, max_width) for name in name_column]
+    name_column[:] = [without_middle(name, max_width) for name in name_column]
     return columns, dropped
-
-
-def _shorten_middle(text: str, max_width: int) -> str:
-    """Cut the middle out of a longer text: names of runs differ at either end."""
-    if len(text) <= max_width:
-        return text
-    tail = (max_width - 1) // 2
-    return f"{text[: max_width - 1 - tail]}…{text[-tail:]}"
 
 
 def unfinished_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
