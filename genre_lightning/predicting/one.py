@@ -204,22 +204,22 @@ def _save_heat_maps(
 
 def _genre_lines(explanation: Mapping[str, Any], genre: str) -> Iterator[str]:
     entry, labels = explanation["genres"][genre], explanation["labels"]
-    terms = [f"bias {entry['bias']:+.2f}"]
+    terms = [f"bias {entry['bias']:+z.2f}"]
     terms += [
-        f"no {labels[name]}" if name in explanation["absent"] else f"{labels[name]} {adds:+.2f}"
+        f"no {labels[name]}" if name in explanation["absent"] else f"{labels[name]} {adds:+z.2f}"
         for name, adds in entry["branches"].items()
     ]
     if "cooccurrence" in entry:
-        terms.append(f"co-occurrence {entry['cooccurrence']:+.2f}")
-    yield f"logit {entry['logit']:+.2f} = {', '.join(terms)}"
+        terms.append(f"co-occurrence {entry['cooccurrence']:+z.2f}")
+    yield f"logit {entry['logit']:+z.2f} = {', '.join(terms)}"
     for branch, words in entry["words"].items():
         sums: dict[str, float] = {}
         for word in words:
             sums[word["text"]] = sums.get(word["text"], 0.0) + word["adds"]
         ranked = sorted(sums.items(), key=lambda word: -abs(word[1]))
-        shown = [f"{text} {adds:+.2f}" for text, adds in ranked[:_MAX_WORDS]]
+        shown = [f"{text} {adds:+z.2f}" for text, adds in ranked[:_MAX_WORDS]]
         if rest := ranked[_MAX_WORDS:]:
-            others = f" {sum(adds for _, adds in rest):+.2f}"
+            others = f" {sum(adds for _, adds in rest):+z.2f}"
             shown.append(f"{len(rest)} more" + (others if branch in explanation["exact"] else ""))
         if shown:
             yield f"{labels[branch]}: {', '.join(shown)}"

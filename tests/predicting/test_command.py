@@ -28,7 +28,7 @@ from genre_lightning.explain.explainer import ImageExplanation
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.predicting.command import main
-from genre_lightning.predicting.one import _save_heat_maps
+from genre_lightning.predicting.one import _genre_lines, _save_heat_maps
 from tests.forking import Command
 
 GENRES = ["Action", "Comedy", "Drama", "Horror"]
@@ -178,6 +178,19 @@ def test_a_printed_explanation_adds_up(
     ] * len(found)
     for path in maps:
         path.unlink()
+
+
+def test_a_rounded_zero_has_no_minus():
+    parts = {
+        "bias": -0.001,
+        "branches": {"t": -0.004},
+        "logit": 0.004,
+        "words": {},
+        "heat_maps": {},
+    }
+    explanation = {"genres": {"Action": parts}, "labels": {"t": "title"}, "absent": []}
+    (line,) = _genre_lines(explanation, "Action")
+    assert line == "logit +0.00 = bias +0.00, title +0.00"
 
 
 def test_a_missing_column_is_shown_as_absent_not_as_zero(
