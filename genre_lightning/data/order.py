@@ -64,8 +64,9 @@ class BatchOrder:
         self.epoch = 0
         if world_size > 1 and len(rows) // world_size < len(self):
             raise SettingError(
-                f"{len(rows)} movies can't be shared among {world_size} processes in batches of "
-                f"{batch_size}: use fewer processes, or another data.batch_size in training"
+                f"{counted(len(rows), 'movie')} can't be shared among {world_size} processes in "
+                f"batches of {batch_size}: use fewer processes, or another data.batch_size in "
+                "training"
             )
         self.num_yielded = 0
         self.repeats = False
