@@ -49,6 +49,14 @@ def shortened(text: str, max_characters: int) -> str:
     return text if len(text) <= max_characters else f"{text[: max_characters - 1]}…"
 
 
+def without_middle(text: str, max_characters: int) -> str:
+    """Shorten text that differs at either end, such as paths and names of runs: "data/…/b.csv"."""
+    if len(text) <= max_characters:
+        return text
+    tail = (max_characters - 1) // 2
+    return f"{text[: max_characters - 1 - tail]}…{text[-tail:]}"
+
+
 def printable(text: str) -> str:
     """Escape control characters, which a terminal would execute, as in Python strings."""
     if text.isprintable():

@@ -274,7 +274,9 @@ def run_installed(command: Path, *arguments: str, cwd: Path) -> str:
 def test_installed_wheel_trains_and_evaluates_in_an_empty_folder(
     installed: Path, tiny_overrides: Callable[..., list[str]], tmp_path: Path
 ):
-    assert "model/branch: " in run_installed(installed / "genre-train", "--help", cwd=tmp_path)
+    shown = run_installed(installed / "genre-train", "--help", cwd=tmp_path)
+    assert "model/branch: " in shown and "genre-train ckpt_path=last" in shown
+    assert ".py" not in shown
     assert "split" in run_installed(installed / "genre-evaluate", "--help", cwd=tmp_path)
     branches = tmp_path / "own" / "model" / "branch"
     branches.mkdir(parents=True)

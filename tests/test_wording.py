@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from genre_lightning.wording import counted, first_few, listed, printable, shortened
+from genre_lightning.wording import counted, first_few, listed, printable, shortened, without_middle
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,10 @@ def test_printable_escapes_control_characters() -> None:
 )
 def test_the_first_few_and_how_many_more(count: int, expected: str) -> None:
     assert first_few(list("abcde")[:count], 3, "; ") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("12345678", "12345678"), ("123456789", "1234…789")], ids=len
+)
+def test_a_long_text_loses_its_middle(text: str, expected: str) -> None:
+    assert without_middle(text, 8) == expected

@@ -24,7 +24,7 @@ from genre_lightning.inputs.decode import PosterError
 from genre_lightning.movies.movie import Movie, MovieSet, PosterFile
 from genre_lightning.progress import progress
 from genre_lightning.runs.quoting import shell_command
-from genre_lightning.wording import first_few
+from genre_lightning.wording import counted, first_few
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -205,8 +205,8 @@ def draw_examples(
         if len(examples) > prompt.examples:
             return examples
     raise UserError(
-        f"prompt.examples={prompt.examples}: only {len(examples)} movies of train have all of "
-        f"{', '.join(show)}, and one more than the examples is needed"
+        f"prompt.examples={prompt.examples}: train has only {counted(len(examples), 'movie')} with "
+        f"all of {', '.join(show)}, and one more than the examples is needed"
     )
 
 

@@ -18,7 +18,7 @@ from genre_lightning.comparison.run import Setting, format_setting, setting
 from genre_lightning.comparison.swept import distinct_settings, setting_order
 from genre_lightning.page.document import isolated
 from genre_lightning.page.svg import Scale, circle, line, svg, svg_text
-from genre_lightning.wording import shortened
+from genre_lightning.wording import shortened, without_middle
 
 #: More points would not change how a curve looks.
 MAX_POINTS = 200
@@ -267,7 +267,9 @@ class _Axis:
             step = math.ceil(len(self.named) / 16)
             for index in range(0, len(self.named), step):
                 value = self.named[index]
-                text = "–" if value is None else shortened(format_setting(value), max_characters)
+                text = (
+                    "–" if value is None else without_middle(format_setting(value), max_characters)
+                )
                 yield self.even(index), text
             return
         if None in self.named:

@@ -19,11 +19,12 @@ from genre_lightning.comparison.text import (
     describe,
     format_cost,
     format_value,
+    numeric_keys,
 )
 from genre_lightning.files import whole_file
 from genre_lightning.page.markdown import escape_markdown, markdown_table
 from genre_lightning.runs.quoting import relative_to_cwd, shell_command
-from genre_lightning.wording import format_duration, printable, shortened
+from genre_lightning.wording import format_duration, printable, shortened, without_middle
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,8 +38,6 @@ MAX_UNFINISHED = 10
 MIN_NAME_WIDTH = 16
 #: Heading of the column of run names.
 RUN_HEADING = "run"
-#: Headings of the columns without numbers in leaderboard.md.
-LEFT_ALIGNED = (RUN_HEADING, "status", "error")
 #: The setting that is kept if there is no room for all.
 LR_KEY = "optimizer.lr"
 CSV_RESULTS = ("seconds", "train_samples_per_second", "num_parameters", *COSTS)
@@ -90,9 +89,10 @@ def print_leaderboard(comparison: Comparison, console: Console) -> None:
     columns, dropped = _fit_columns(rows, console.width, keep, drop_last)
     better = "higher" if comparison.mode == "max" else "lower"
     rich_table = Table(title=Text(f"{comparison.metric}, {better} is better"), title_justify="left")
+    text_headings = _text_headings(comparison)
     for heading, *_ in columns:
         rich_table.add_column(
-            Text(heading), justify="left" if heading == RUN_HEADING else "right", overflow="fold"
+            Text(heading), justify="left" if heading in text_headings else "right", overflow="fold"
         )
     for cells in list(zip(*columns, strict=True))[1:]:
         rich_table.add_row(*map(Text, cells))
@@ -195,16 +195,15 @@ def _fit_columns(
             columns.remove(column)
             dropped.insert(0, column[0])
     max_width = max(available_width(), MIN_NAME_WIDTH)
-    name_column[:] = [_shorten_middle(name, max_width) for name in name_column]
+    name_column[:] = [without_middle(name, max_width) for name in name_column]
     return columns, dropped
 
 
-def _shorten_middle(text: str, max_width: int) -> str:
-    """Cut the middle out of a longer text: names of runs differ at either end."""
-    if len(text) <= max_width:
-        return text
-    tail = (max_width - 1) // 2
-    return f"{text[: max_width - 1 - tail]}…{text[-tail:]}"
+def _text_headings(comparison: Comparison) -> set[str]:
+    """Headings of the columns that are text, and not numbers."""
+    numeric = zip(comparison.keys, numeric_keys(comparison), strict=True)
+    text_keys = {comparison.key_label(key) for key, is_numeric in numeric if not is_numeric}
+    return {RUN_HEADING, "status", "error", *text_keys}
 
 
 def unfinished_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -254,10 +253,15 @@ def markdown(comparison: Comparison) -> str:
     better = "higher" if comparison.mode == "max" else "lower"
     headings, rows = ranked_table(comparison)
     parts = [f"{escape_markdown(comparison.metric)}, {better} is better", ""]
-    parts += markdown_table(headings, rows, LEFT_ALIGNED)
+    parts += markdown_table(headings, rows, _text_headings(comparison))
     headings, rows = unfinished_table(comparison)
     if rows:
-        parts += ["", "Not finished:", "", *markdown_table(headings, rows, LEFT_ALIGNED)]
+        parts += [
+            "",
+            "Not finished:",
+            "",
+            *markdown_table(headings, rows, _text_headings(comparison)),
+        ]
     for note in comparison.notes:
         parts += ["", escape_markdown(note)]
     return "\n".join(parts) + "\n"

@@ -21,6 +21,7 @@ from genre_lightning.comparison.text import (
     format_cost,
     format_value,
     group_name,
+    numeric_keys,
     short_name,
 )
 from genre_lightning.page.document import render_page
@@ -72,10 +73,7 @@ def render_leaderboard(comparison: Comparison, created: datetime) -> str:
         },
         comparison=comparison,
         labels=[comparison.key_label(key) for key in comparison.keys],
-        numeric=[
-            all(_is_number(group.settings[k]) for group in comparison.groups)
-            for k in range(len(comparison.keys))
-        ],
+        numeric=numeric_keys(comparison),
         names=[group_name(group, comparison) for group in comparison.groups],
         short_names=[short_name(group, comparison) for group in comparison.groups],
         short_head=" · ".join(map(comparison.key_label, comparison.keys))
@@ -155,10 +153,6 @@ def _seconds(run: Run) -> float:
 def _breakable(name: str) -> Markup:
     """Let a path break between its settings rather than within one."""
     return Markup("<wbr>").join(re.split(r"(?<=[,/])", name))
-
-
-def _is_number(value: Setting) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def _curves(comparison: Comparison, shades: list[float | None]) -> list[tuple[str, Markup]]:

@@ -56,6 +56,14 @@ def short_name(group: Group, comparison: Comparison) -> str:
     return group.representative.name
 
 
+def numeric_keys(comparison: Comparison) -> list[bool]:
+    """For each swept key, whether its values are numbers, or null."""
+    return [
+        not any(isinstance(group.settings[k], (bool, str)) for group in comparison.groups)
+        for k in range(len(comparison.keys))
+    ]
+
+
 def format_value(value: float | None) -> str:
     """Format a metric for a table: four decimals; a dash for None."""
     if value is None:

@@ -582,7 +582,7 @@ def _with_genres(movies: MovieSet, model_genres: tuple[str, ...]) -> MovieSet:
         # Readers can list genres that no movie has.
         where = next((m.where for m in movies.movies if not set(unknown).isdisjoint(m.genres)), "")
         raise DataError(
-            f"the model does not know the dataset's genre(s) {', '.join(unknown)}"
+            f"the dataset has genres that the model does not know: {', '.join(unknown)}"
             f"{where and f', first at {where}'}; it was trained on {', '.join(model_genres)}"
         )
     return replace(movies, genres=model_genres)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from genre_lightning.errors import SettingError
+from genre_lightning.wording import counted
 
 
 class BatchOrder:
@@ -48,8 +49,11 @@ class BatchOrder:
         if batch_size < 1:
             raise SettingError(f"data.batch_size must be at least 1, not {batch_size}")
         if shuffle and len(rows) < 2 * world_size:
+            several = world_size > 1
             raise SettingError(
-                f"{len(rows)} movies are too few to train on {world_size} process(es)"
+                f"the training split has {counted(len(rows), 'movie')}, but training"
+                f"{f' in {world_size} processes' if several else ''} needs at least "
+                f"{2 * world_size}: add movies{', or use fewer processes' if several else ''}"
             )
         self.rows = rows
         self.batch_size = batch_size
@@ -60,8 +64,9 @@ class BatchOrder:
         self.epoch = 0
         if world_size > 1 and len(rows) // world_size < len(self):
             raise SettingError(
-                f"{len(rows)} movies can't be shared among {world_size} processes in batches of "
-                f"{batch_size}: use fewer processes, or another data.batch_size in training"
+                f"{counted(len(rows), 'movie')} can't be shared among {world_size} processes in "
+                f"batches of {batch_size}: use fewer processes, or another data.batch_size in "
+                "training"
             )
         self.num_yielded = 0
         self.repeats = False

@@ -29,6 +29,7 @@ from genre_lightning.movies.movie import (
     without_empty,
 )
 from genre_lightning.store import content_key, stored_folder
+from genre_lightning.wording import counted
 
 # Raise it when the drawing changes, so that posters stored by an earlier version are not used.
 DRAWING_VERSION = 1
@@ -155,7 +156,7 @@ def read_demo(
         existing = set(os.listdir(folder))
         missing = [i for i in with_poster.tolist() if _poster_name(i) not in existing]
         return (
-            f"{len(missing)} posters are gone, {_poster_name(missing[0])} first"
+            f"{counted(len(missing), 'poster')} missing, {_poster_name(missing[0])} first"
             if missing
             else None
         )

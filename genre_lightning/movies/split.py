@@ -12,6 +12,7 @@ import numpy as np
 
 from genre_lightning.movies.movie import DataError
 from genre_lightning.movies.split_names import SPLITS
+from genre_lightning.wording import counted
 
 
 def split_movies(
@@ -86,7 +87,7 @@ def _draw_split(
     count = round(fraction * len(rows))
     if not 0 < count < len(rows):
         raise DataError(
-            f"data.{name}_fraction={fraction} of {len(rows)} movies leaves the "
+            f"data.{name}_fraction={fraction} of {counted(len(rows), 'movie')} leaves the "
             f"{name if count == 0 else 'train'} split empty; change it or add movies"
         )
     is_taken = stratified_subset(labels[rows], count, seed)
@@ -107,7 +108,10 @@ def fold_movies(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
     if len(labels) < folds:
-        raise DataError(f"data.folds={folds}, and there are {len(labels)} movies to train on")
+        raise DataError(
+            f"data.folds={folds} is more than the {counted(len(labels), 'movie')} to train on: "
+            "lower it"
+        )
     present = np.asarray(labels) != 0
     padded = np.concatenate([present, np.zeros((len(present), 2), dtype=bool)], axis=1)
     splitter = MultilabelStratifiedKFold(folds, shuffle=True, random_state=seed)

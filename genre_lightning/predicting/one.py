@@ -124,9 +124,9 @@ def _explain(
     Returns:
         ``genres``: for each genre its ``logit``, the sum of ``bias``, the numbers of ``branches``
         and, if the model uses co-occurrence, ``cooccurrence``; and by branch, ``words`` and
-        ``heat_maps``. ``methods``: by branch, the explanation method. ``exact``: the branches whose
-        words sum to their part. ``labels``: by branch, a name for people. ``absent``: the branches
-        whose column was not given.
+        ``heat_maps``, None where no place speaks for the genre. ``methods``: by branch, the
+        explanation method. ``exact``: the branches whose words sum to their part. ``labels``: by
+        branch, a name for people. ``absent``: the branches whose column was not given.
     """
     from genre_lightning.explain.explainer import ImageExplanation
     from genre_lightning.explain.movie import explain_movie
@@ -155,7 +155,7 @@ def _explain(
             start = _heat_map_start(model.inputs, branch, columns, folder)
             files = _save_heat_maps(branch_explanation, start, names, indices)
             for name, path in zip(names, files, strict=True):
-                genres[name]["heat_maps"][branch] = str(path)
+                genres[name]["heat_maps"][branch] = path and str(path)
         else:
             if branch_explanation.exact:
                 exact.append(branch)
@@ -190,12 +190,21 @@ def _heat_map_start(
 
 def _save_heat_maps(
     explanation: ImageExplanation, start: Path, names: Sequence[str], indices: Sequence[int]
-) -> list[Path]:
-    """Write a heat map for each of K genres, to files whose names begin with ``start``."""
+) -> list[Path | None]:
+    """Write the heat maps of K genres to files whose names begin with ``start``.
+
+    Returns:
+        The K files; None for a genre without evidence in the picture, whose map would be blank.
+    """
     from genre_lightning.explain.pictures import heat_pictures
 
-    paths: list[Path] = []
-    for name, picture in zip(names, heat_pictures(explanation, indices), strict=True):
+    paths: list[Path | None] = []
+    maps = explanation.heat_maps(indices)
+    pictures = heat_pictures(explanation, indices)
+    for name, picture, heat in zip(names, pictures, maps, strict=True):
+        if not heat.any():
+            paths.append(None)
+            continue
         # The checkpoint may be untrusted, so a genre's name may be unsafe as a file name.
         slug = re.sub(r"[^\w-]+", "_", name)[:80]
         path = start.with_name(f"{start.name}{HEAT_MAP_INFIX}{slug}.png")
@@ -215,20 +224,24 @@ def _save_heat_maps(
 
 def _genre_lines(explanation: Mapping[str, Any], genre: str) -> Iterator[str]:
     entry, labels = explanation["genres"][genre], explanation["labels"]
-    terms = [f"bias {entry['bias']:+.2f}"]
+    terms = [f"bias {entry['bias']:+z.2f}"]
     terms += [
-        f"no {labels[name]}" if name in explanation["absent"] else f"{labels[name]} {adds:+.2f}"
+        f"no {labels[name]}" if name in explanation["absent"] else f"{labels[name]} {adds:+z.2f}"
         for name, adds in entry["branches"].items()
     ]
     if "cooccurrence" in entry:
-        terms.append(f"co-occurrence {entry['cooccurrence']:+.2f}")
-    yield f"logit {entry['logit']:+.2f} = {', '.join(terms)}"
+        terms.append(f"co-occurrence {entry['cooccurrence']:+z.2f}")
+    yield f"logit {entry['logit']:+z.2f} = {', '.join(terms)}"
     for branch, words in entry["words"].items():
         if words:
             shown = _shown_words(words, is_exact=branch in explanation["exact"])
             yield f"{labels[branch]}: {', '.join(shown)}"
     for branch, path in entry["heat_maps"].items():
-        yield f"heat map of {labels[branch]}: {shell_command(path)}"
+        yield (
+            f"heat map of {labels[branch]}: {shell_command(path)}"
+            if path
+            else f"{labels[branch]}: no place speaks for {genre}"
+        )
 
 
 def _shown_words(words: Sequence[Mapping[str, Any]], is_exact: bool) -> list[str]:
@@ -240,9 +253,9 @@ def _shown_words(words: Sequence[Mapping[str, Any]], is_exact: bool) -> list[str
     for word in words:
         sums[word["text"]] = sums.get(word["text"], 0.0) + word["adds"]
     ranked = sorted(sums.items(), key=lambda word: -abs(word[1]))
-    shown = [f"{text} {adds:+.2f}" for text, adds in ranked[:_MAX_WORDS]]
+    shown = [f"{text} {adds:+z.2f}" for text, adds in ranked[:_MAX_WORDS]]
     if rest := ranked[_MAX_WORDS:]:
-        others = f" {sum(adds for _, adds in rest):+.2f}"
+        others = f" {sum(adds for _, adds in rest):+z.2f}"
         shown.append(f"{len(rest)} more" + (others if is_exact else ""))
     return shown
 
@@ -256,11 +269,14 @@ def _method_lines(explanation: Mapping[str, Any]) -> Iterator[str]:
         else "The logit is the sum of the bias and of what each branch adds."
     )
     labels = explanation["labels"]
-    with_heat_map = {
-        name for entry in explanation["genres"].values() for name in entry["heat_maps"]
-    }
+    has_heat_map: dict[str, bool] = {}
+    for entry in explanation["genres"].values():
+        for branch, path in entry["heat_maps"].items():
+            has_heat_map[branch] = has_heat_map.get(branch, False) or path is not None
     for branch, method in explanation["methods"].items():
-        if branch in with_heat_map:
+        if not has_heat_map.get(branch, True):
+            continue
+        if branch in has_heat_map:
             yield f"{labels[branch]}: the heat map shows where, not how much ({method})"
         elif branch in explanation["exact"]:
             yield f"{labels[branch]}: its words add up to its part ({method})"

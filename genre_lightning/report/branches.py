@@ -189,9 +189,7 @@ def shown_subsets(labels: Mapping[str, str], scores: SplitScores, movies: Tensor
                 labelled[f"All but {labels[name]}"] = others
             if others in labelled.values():
                 without[name] = others
-    labelled[_all_branches_label([labels[name] for name in present], len(all_branches))] = (
-        all_branches
-    )
+    labelled[_all_branches_label([labels[name] for name in present])] = all_branches
     return ShownSubsets(labelled, without)
 
 
@@ -292,10 +290,10 @@ def _precision_chart(
     )
 
 
-def _all_branches_label(present: Sequence[str], num_branches: int) -> str:
+def _all_branches_label(present: Sequence[str]) -> str:
     """Label of the whole model for movies that have the columns of these branches only."""
     if len(present) > 2:
-        return "All branches" if len(present) == num_branches else "All other branches"
+        return "All branches"
     return _capitalized(
         " + ".join(present) if len(present) > 1 else f"{(*present, 'prior')[0]} alone"
     )

@@ -7,6 +7,7 @@ Each function returns markup that is safe to insert into a page: text is escaped
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -51,7 +52,8 @@ def dot_rows(name: str, rows: Sequence[tuple[str, Sequence[Mark]]]) -> Markup:
         rows: label and marks of each row.
     """
     values = [v for _, marks in rows for m in marks for v in (m.value, m.high) if v == v]
-    top = max(math.ceil(max(values, default=1.0) * 10 - 1e-9) / 10, 0.1)
+    # A score of 1 can be 1.0000001 in float32.
+    top = max(math.ceil(max(values, default=1.0) * 10 - 1e-5) / 10, 0.1)
     ticks = [tenth / 10 for tenth in range(round(top * 10) + 1)]
     height = 24
     parts = []
@@ -59,7 +61,7 @@ def dot_rows(name: str, rows: Sequence[tuple[str, Sequence[Mark]]]) -> Markup:
         lines = [_percent_line("grid", tick / top, tick / top, 0, height) for tick in ticks]
         shapes = [_percent_mark(mark, top, height / 2) for mark in marks]
         parts.append(
-            f'<span class="row-label">{isolated(label)}</span>'
+            f'<span class="row-label" title="{escape(label)}">{isolated(label)}</span>'
             f'<svg aria-hidden="true" height="{height}">{"".join(lines + shapes)}</svg>'
         )
     numbers = "".join(
@@ -224,7 +226,7 @@ def heat_map(name: str, shares: np.ndarray, labels: Sequence[str]) -> Markup:
     cell_size = 18 if len(labels) <= 20 else 14
     # Long labels would leave no room for the cells, whose titles have the full names.
     short = [shortened(name, _MAX_NAME_CHARACTERS) for name in labels]
-    edge = 10 + int(6.6 * max(map(len, short)))
+    edge = 10 + max(map(_text_width, short))
     size = edge + cell_size * len(labels) + 2
     parts = []
     for i, label in enumerate(labels):
@@ -246,6 +248,11 @@ def heat_map(name: str, shares: np.ndarray, labels: Sequence[str]) -> Markup:
                 f"<title>{escape(label)}, {escape(other)}: {value:.0%}</title></rect>"
             )
     return svg(name, size, size, parts)
+
+
+def _text_width(text: str) -> int:
+    """Pixels that a label of 11 px needs at most, except in unusually wide letters."""
+    return round(sum(11 if unicodedata.east_asian_width(c) in "WF" else 7.2 for c in text))
 
 
 class _Square:

@@ -144,7 +144,7 @@ def _facts(
     name = data.reader if location == data.reader else f"{data.reader} ({location})"
     return [
         ("Movies", f"{len(scores.rows):,}, the {SPLIT_WORDS[scores.split]} split"),
-        ("Data set", f"{name}: {len(data.movie_set.movies):,} movies"),
+        ("Data set", f"{name}: {counted(len(data.movie_set.movies), 'movie')}"),
         ("Genres", f"{len(model.genres)}; {float(scores.targets.sum(1).mean()):.2f} a movie"),
         *(
             (column[:1].upper() + column[1:], _column_fact(data, scores, column))

@@ -15,7 +15,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from genre_lightning.errors import UserError
@@ -25,13 +25,15 @@ from genre_lightning.runs.ckpt_path import best_checkpoint, last_checkpoint, sta
 from genre_lightning.runs.composing import (
     compose_once,
     exact_decimal_ranges,
+    list_usable_options,
     refuse_merged_branches,
     skip_mode_check,
     speed_up_composition,
 )
 from genre_lightning.runs.config_errors import VERSION_BASE, explain_error
+from genre_lightning.runs.ending import script_command
 from genre_lightning.runs.naming import sweep_overrides
-from genre_lightning.runs.quoting import quote_paths
+from genre_lightning.runs.quoting import quote_paths, shell_command
 
 #: "1" makes Hydra raise the errors that it would print, and shows all tracebacks.
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -42,6 +44,12 @@ REMOTE_LAUNCHERS = (".SlurmLauncher", ".RayLauncher")
 #: Cleanup at the end of a command, also after an error. Hydra calls its callbacks at the end of a
 #: sweep only if nothing was raised.
 at_end = ExitStack()
+
+
+# In the examples of --help: ``python train.py``, or genre-train of an installed wheel.
+OmegaConf.register_new_resolver(
+    "script", lambda name: shell_command(*script_command(name)), replace=True
+)
 
 
 class Refused(SystemExit):
@@ -111,14 +119,16 @@ def command(
             try:
                 sys.argv[1:] = prepare(quote_paths(_move_overrides_first(original_arguments)))
                 options = {argument for argument in sys.argv[1:] if argument.startswith("-")}
-                composition: Callable[[], AbstractContextManager[None]]
-                composition = nullcontext if options else compose_once
+                patch: Callable[[], AbstractContextManager[None]]
+                patch = nullcontext if options else compose_once
                 if options & {"-m", "--multirun"}:
-                    composition = skip_mode_check
+                    patch = skip_mode_check
+                if options & {"-h", "--help"}:
+                    patch = list_usable_options
                 with (
                     plain_errors(conf, config, sys.argv[1:]),
                     speed_up_composition(),
-                    composition(),
+                    patch(),
                     exact_decimal_ranges(),
                     refuse_merged_branches(),
                     at_end,

@@ -1,9 +1,10 @@
-"""Patches to Hydra's composition: only once, faster, exact ranges, and no merged branches."""
+"""Patches to Hydra: one fast composition, exact ranges, no merged branches, a shorter --help."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -18,6 +19,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra.core.default_element import ResultDefault
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import FloatRange
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -28,6 +30,8 @@ from genre_lightning.errors import UserError
 
 #: Start of the paths of the branches' files in conf/.
 BRANCHES = "model/branch/"
+#: Stem of the file with what the options of a group share; not an option itself.
+SHARED = "base"
 
 
 @contextmanager
@@ -214,6 +218,27 @@ def refuse_merged_branches() -> Iterator[None]:
         return compose(loader, defaults, repo)
 
     with _patched(ConfigLoaderImpl, "_compose_config_from_defaults_list", check_and_compose):
+        yield
+
+
+@contextmanager
+def list_usable_options() -> Iterator[None]:
+    """Make --help list only the groups that this command has, in lines of 80 columns.
+
+    Hydra would list every folder in conf/, also ``prompt`` of genre-ask, and every file in it.
+    """
+
+    def format_groups(hydra: Hydra, is_listed: Callable[[str], bool], *_: Any) -> str:
+        chosen = HydraConfig.get().runtime.choices
+        lines = []
+        for group in sorted(filter(is_listed, hydra.list_all_config_groups())):
+            if group.partition("/")[0] in chosen:  # model/branch belongs to model
+                options = sorted({*hydra.config_loader.get_group_options(group)} - {SHARED})
+                line = f"{group}: {', '.join(options)}"
+                lines.append(textwrap.fill(line, 80, subsequent_indent="  "))
+        return "\n".join(lines)
+
+    with _patched(Hydra, "format_config_groups", format_groups):
         yield
 
 

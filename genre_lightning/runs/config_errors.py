@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from genre_lightning.errors import UserError
+from genre_lightning.runs.composing import SHARED
 from genre_lightning.wording import closest_name, did_you_mean, listed
 
 #: Version of Hydra whose behaviour the configuration is written for.
@@ -88,13 +89,7 @@ def _explain_unknown_option(
             f'pip install "genre-lightning[{extra}]"'
         )
     with initialize_config_dir(str(conf), version_base=VERSION_BASE):
-        options = (
-            GlobalHydra.instance()
-            .config_loader()
-            .get_group_options(
-                group, config_name=config, overrides=_searchpath_overrides(arguments)
-            )
-        )
+        options = _options(group, config, _searchpath_overrides(arguments))
     hint = did_you_mean(closest_name(option, options))
     return f"{group}={option}: there is no such option{hint or '.'} There are {', '.join(options)}"
 
@@ -161,12 +156,19 @@ def _options_with(key: str, config: str, folders: Sequence[str]) -> list[str]:
     if not setting or "." in setting or group not in _groups(loader):
         return []
     found = []
-    for option in loader.get_group_options(group, config_name=config, overrides=list(folders)):
+    for option in _options(group, config, folders):
         with suppress(HydraException):
             composed = compose(config, [*folders, f"{group}={option}"])
-            if option != "base" and setting in list(composed.get(group) or ()):
+            if setting in list(composed.get(group) or ()):
                 found.append(f"{group}={option}")
     return found
+
+
+def _options(group: str, config: str, folders: Sequence[str]) -> list[str]:
+    """The options of a group, of conf/ and the user's folders."""
+    loader = GlobalHydra.instance().config_loader()
+    names = loader.get_group_options(group, config_name=config, overrides=list(folders))
+    return [name for name in names if name != SHARED]
 
 
 def _split_key(key: str, known: Collection[str]) -> tuple[str, str]:

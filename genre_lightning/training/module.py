@@ -35,6 +35,7 @@ from genre_lightning.scoring.stacking import MAX_STACKED_GENRES, fit_stacking_by
 from genre_lightning.scoring.thresholds import MICRO_WEIGHT, check_threshold_fit, fit_thresholds
 from genre_lightning.training.lbfgs import LBFGS
 from genre_lightning.training.parameter_groups import check_scales, parameter_groups
+from genre_lightning.wording import counted
 
 
 class DivergedError(TrainingError):
@@ -423,9 +424,10 @@ def _check_members(network: Fusion, folds: int) -> None:
     for name, branch in network.branches.items():
         if num_members(branch) != folds:
             raise UserError(
-                f"data.folds={folds}: the branch {name} has {num_members(branch)} member(s), "
-                f"and each fold needs one; set model.members={folds}, list branches whose "
-                "networks have members, or set data.folds=1"
+                f"data.folds={folds}: the branch {name} has "
+                f"{counted(num_members(branch), 'member')}, and each fold needs one; set "
+                f"model.members={folds}, list branches whose networks have members, or set "
+                "data.folds=1"
             )
 
 

@@ -83,6 +83,14 @@ def test_names_with_a_common_prefix_stay_distinct():
     assert sorted(shown[:3]) == sorted(names)
 
 
+def test_long_paths_that_differ_at_the_end_stay_distinct():
+    paths = [f"/data/of/all/movies/of/the/archive/{name}/movies.csv" for name in ("old", "new")]
+    rows = [(Mark(g, None, None, str(g)), [path], 0.5) for g, path in enumerate(paths)]
+    shown = re.findall(r'class="tick halo"[^>]*>([^<]*)<', parallel(["path"], "metric", rows))[:2]
+    assert [text[-14:] for text in shown] == ["new/movies.csv", "old/movies.csv"]
+    assert max(map(len, shown)) <= 48
+
+
 def test_runs_of_one_epoch_are_drawn_above_its_tick():
     """At an edge of the chart, half of each ring would be cut off."""
     drawn = curves("m", [(Mark(0, 0, 1.0, "a"), [(1, 0.5)]), (Mark(1, 1, 0.0, "b"), [(1, 0.4)])])

@@ -67,6 +67,21 @@ def test_csv_and_markdown(sweep: Path, tmp_path: Path):
     assert "<script" not in text
 
 
+def test_only_numbers_are_aligned_to_the_right(tmp_path: Path):
+    for loss, lr in (("bce", 0.1), ("focal_loss", 0.01)):
+        write_run(tmp_path / loss, {"loss.name": loss, "optimizer.lr": lr}, [lr])
+    comparison = compare([tmp_path])
+    write_leaderboard(tmp_path, comparison)
+    headings, alignments, *_ = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in (tmp_path / "leaderboard.md").read_text("utf-8").splitlines()
+        if line.startswith("|")
+    ]
+    left = {h for h, a in zip(headings, alignments, strict=True) if a == "---"}
+    assert left == {"run", "loss.name"} and {"rank", "lr"} < set(headings)
+    assert "│ bce        │" in terminal_text(comparison)
+
+
 def test_test_scores_are_used_on_request_only(sweep: Path, tmp_path: Path):
     write_leaderboard(tmp_path, compare([sweep]))
     for name in ("leaderboard.csv", "leaderboard.md", "leaderboard.html"):

@@ -1091,6 +1091,6 @@ def test_labels_follow_the_models_genre_order(write: Write, tmp_path: Path) -> N
 
 def test_a_genre_unknown_to_the_model_is_refused(write: Write, tmp_path: Path) -> None:
     data = make_data(write("movies"), tmp_path / "cache", genres=["B", "C"])
-    message = r"does not know the dataset's genre\(s\) A, first at movies\.csv:2; .*B, C"
+    message = r"that the model does not know: A, first at movies\.csv:2; .*B, C"
     with pytest.raises(DataError, match=message):
         data.setup()

@@ -66,11 +66,19 @@ def test_a_dataset_smaller_than_a_batch_is_one_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch_size", "message"), [(5, 0, "batch_size"), (1, 8, "too few")]
+    ("rows", "batch_size", "ranks", "message"),
+    [
+        (5, 0, 1, "batch_size"),
+        (1, 8, 1, "has 1 movie, but training needs at least 2: add movies$"),
+        (3, 8, 2, "has 3 movies, but training in 2 processes needs at least 4: .*, or use fewer"),
+    ],
+    ids=["batch size", "one movie", "too many processes"],
 )
-def test_invalid_training_orders_are_refused(rows: int, batch_size: int, message: str) -> None:
+def test_invalid_training_orders_are_refused(
+    rows: int, batch_size: int, ranks: int, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        BatchOrder(np.arange(rows), batch_size, shuffle=True)
+        BatchOrder(np.arange(rows), batch_size, shuffle=True, world_size=ranks)
 
 
 @pytest.mark.parametrize("shuffle", [False, True], ids=["in-order", "shuffled"])
@@ -94,5 +102,5 @@ def test_ranks_get_equally_many_batches(movies: int, size: int, ranks: int, shuf
 
 @pytest.mark.parametrize(("movies", "size", "ranks"), [(1, 8, 2), (3, 1, 2), (5, 2, 8)])
 def test_a_rank_without_movies_is_refused(movies: int, size: int, ranks: int) -> None:
-    with pytest.raises(ValueError, match=rf"{movies} movies.*{ranks} process"):
+    with pytest.raises(ValueError, match=rf"{movies} movies? .*{ranks} process"):
         BatchOrder(np.arange(movies), size, shuffle=False, rank=0, world_size=ranks)

@@ -90,7 +90,7 @@ def test_deleted_posters_are_drawn_again(tmp_path, caplog):
     posters[3].path.unlink()
     again = [p for p in map(poster_of, read_demo(tmp_path, **SMALL).movies) if p]
     assert [p.path for p in again] == [p.path for p in posters]
-    assert "1 posters are gone" in caplog.text
+    assert "1 poster missing" in caplog.text
 
 
 def test_posters_have_the_requested_size(demo):

@@ -146,7 +146,7 @@ def test_a_subset_has_the_exact_size_for_any_labels(num_movies, num_genres, dens
         pytest.param(["test"] * 9, {}, "train split is empty", id="all-test"),
         pytest.param(["val", "test"] * 4, {}, "train split is empty", id="no-train"),
         pytest.param([None] * 2, {}, "of 2 movies leaves the test split empty", id="too-few"),
-        pytest.param(["test", "train"], {}, "of 1 movies leaves the val split", id="no-val"),
+        pytest.param(["test", "train"], {}, "of 1 movie leaves the val split", id="no-val"),
         pytest.param([None] * 9, {"val_fraction": 0.99}, "leaves the train split", id="all-val"),
         pytest.param([None] * 9, {"test_fraction": 0.0}, "test_fraction=0.0 must", id="zero"),
         pytest.param([None] * 9, {"val_fraction": 1.0}, "val_fraction=1.0 must", id="one"),

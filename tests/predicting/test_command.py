@@ -28,7 +28,7 @@ from genre_lightning.explain.explainer import ImageExplanation
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.predicting.command import main
-from genre_lightning.predicting.one import _save_heat_maps
+from genre_lightning.predicting.one import _genre_lines, _save_heat_maps
 from tests.forking import Command
 
 GENRES = ["Action", "Comedy", "Drama", "Horror"]
@@ -131,10 +131,12 @@ def test_a_json_explanation_adds_up(
         assert sum(word["adds"] for word in words) == pytest.approx(
             parts["branches"]["title_tfidf"], abs=1e-4
         )
-        with Image.open(parts["heat_maps"]["poster_resnet"]) as picture:
+    paths = [parts["heat_maps"]["poster_resnet"] for parts in explained.values()]
+    for path in filter(None, paths):  # None where no place speaks for the genre
+        with Image.open(path) as picture:
             assert picture.format == "PNG"
             assert picture.size == (341, 512)
-    assert len(list((tmp_path / "x").iterdir())) == len(explained)
+    assert 0 < len(list((tmp_path / "x").iterdir())) == len(paths) - paths.count(None)
 
 
 @pytest.mark.parametrize("by", ["stacking", "label_sets"])
@@ -173,11 +175,23 @@ def test_a_printed_explanation_adds_up(
     assert "Heat " in out
     assert "released in 1995 " in out
     maps = sorted(folder.glob("Heat (1995).why-*.png"))
-    assert [f"heat map of poster: {shlex.quote(str(path))}" in out for path in maps] == [
-        True
-    ] * len(found)
+    assert all(f"heat map of poster: {shlex.quote(str(path))}" in out for path in maps)
+    assert len(maps) + out.count("poster: no place speaks for ") == len(found)
     for path in maps:
         path.unlink()
+
+
+def test_a_rounded_zero_has_no_minus():
+    parts = {
+        "bias": -0.001,
+        "branches": {"t": -0.004},
+        "logit": 0.004,
+        "words": {},
+        "heat_maps": {},
+    }
+    explanation = {"genres": {"Action": parts}, "labels": {"t": "title"}, "absent": []}
+    (line,) = _genre_lines(explanation, "Action")
+    assert line == "logit +0.00 = bias +0.00, title +0.00"
 
 
 def test_a_missing_column_is_shown_as_absent_not_as_zero(
@@ -606,10 +620,24 @@ def test_heat_maps_of_genres_with_similar_names_get_distinct_files(tmp_path: Pat
     )
     names = ["Action & War", "Action / War", "Drama"]
     paths = _save_heat_maps(explanation, tmp_path / "poster", names, [0, 1, 2])
-    assert [path.name for path in paths] == [
+    assert [path.name for path in paths if path] == [
         "poster.why-Action_War.png", "poster.why-Action_War_2.png", "poster.why-Drama.png",
     ]  # fmt: skip
-    assert all(path.stat().st_size for path in paths)
+    assert all(path.stat().st_size for path in paths if path)
+
+
+def test_a_genre_without_evidence_in_the_poster_has_no_heat_map(tmp_path: Path):
+    """It would be a gray poster, which the user would take for a result."""
+    maps = np.stack([np.zeros((2, 2)), np.eye(2)])
+    explanation = ImageExplanation(
+        "Grad-CAM", Image.new("RGB", (8, 8)), lambda genres: maps[list(genres)], 2
+    )
+    paths = _save_heat_maps(explanation, tmp_path / "p", ["Action", "Drama"], [0, 1])
+    assert paths == [None, tmp_path / "p.why-Drama.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["p.why-Drama.png"]
+    parts = {"bias": 0, "branches": {}, "logit": 0, "words": {}, "heat_maps": {"p": None}}
+    printed = {"genres": {"Action": parts}, "labels": {"p": "poster"}, "absent": []}
+    assert list(_genre_lines(printed, "Action"))[1] == "poster: no place speaks for Action"
 
 
 def test_predictions_of_a_folder_are_printed_or_written(

@@ -296,6 +296,7 @@ def test_a_runs_card_has_its_numbers(trained_run: Path, capsys: pytest.CaptureFi
     )
     assert branches["title_tfidf"]["weights"] == f"{titles:,}"
     assert "None: no pretrained weights are needed." in card
+    assert "The dataset has a licence of its own." in card
     assert hub_data(card).license == "mit" and "\nmit.\n" in card
     # The card reveals no path of the training machine.
     assert str(trained_run.parent) not in card and "/" not in section(card, "## Data and split")

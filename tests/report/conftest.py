@@ -62,7 +62,7 @@ def make_branches(names: Sequence[str]) -> dict[str, tuple[Input, dict[str, Any]
 
 @pytest.fixture(scope="session")
 def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
-    """`make_case(genres, branches)`: the last genre never occurs in the test split.
+    """`make_case(genres, branches)`: of several, the last genre never occurs in the test split.
 
     The branches are those of `make_branches`. Of the 24 movies of each split, four have no poster,
     one a damaged and one a missing file; six have no synopsis, and two of these no poster either.
@@ -132,7 +132,7 @@ def write_movies(folder: Path, genres: Sequence[str], seed: int) -> Path:
         for split in ("train", "val", "test"):
             # every genre occurs in train, so that the dataset knows it
             for number in range(24):
-                usable = len(genres) - (split == "test")
+                usable = max(len(genres) - (split == "test"), 1)
                 chosen = {number % usable, int(generator.integers(usable))}
                 name = f"{split}{number}.png"
                 noise = generator.integers(256, size=(60, 40, 3), dtype=np.uint8)

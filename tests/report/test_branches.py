@@ -221,7 +221,7 @@ def test_rows_of_each_group(two_branches: Any, three_branches: Any):
 
 
 def test_many_remaining_branches_have_a_short_label(three_branches: Any):
-    """A label with all of their names would be cut off in the table."""
+    """A label with all of their names would be cut off; the score is that of the whole model."""
     case = three_branches
     inputs, has_column = case.model.inputs, case.scores.has_column
     scores = replace(case.scores, has_column={**has_column, "title_more": has_column["name"]})
@@ -236,7 +236,7 @@ def test_many_remaining_branches_have_a_short_label(three_branches: Any):
         "All but name",
         "All but synopsis",
         "All but title_more",
-        "All other branches",
+        "All branches",
     ]
 
 

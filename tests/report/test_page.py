@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import genre_lightning.page
 import genre_lightning.report
 from genre_lightning.models.label_sets import LabelSets
 from genre_lightning.models.stacking import Stacking
-from genre_lightning.report.charts import heat_map
+from genre_lightning.report.charts import Mark, dot_rows, heat_map
 from genre_lightning.report.numbers import digits_beside, number, signed
 from genre_lightning.report.page import render_report
 from genre_lightning.scoring.metrics import genre_metrics
@@ -67,7 +68,7 @@ def test_the_page_shows_the_metrics(case: Any, page_file: Path):
     metrics = genre_metrics(case.scores.scores, case.scores.targets, case.model.thresholds)
     for name in ("f1_micro", "f1_macro", "map_macro", "f1_samples_at_0.5", "recall_macro_at_0.5"):
         assert f"{metrics[name]:.3f}" in texts, name
-    assert any("n = 24, 1000 resamples, seed 0" in text for text in texts)
+    assert any("n\u00a0=\u00a024, 1000 resamples, seed 0" in text for text in texts)
     assert "python evaluate.py ckpt_path=a.ckpt 'data.path=<my> files.csv'" in texts
     assert "2025-03-04 05:06 UTC" in texts
     assert "18 present, 5 missing, 1 unreadable" in texts
@@ -113,6 +114,12 @@ def test_a_model_of_one_branch_has_a_report(make_case: Callable[..., Any], branc
     assert ids >= set(SECTIONS)
     assert ("Grad-CAM), bright" in html) == (branch == "picture")
     assert ("(integrated gradients, exact)" in html) == (branch != "picture")
+
+
+def test_a_single_genre_has_no_pairs(make_case: Callable[..., Any]):
+    html = render(make_case(["Heist"]))
+    page = ParsedPage(html)
+    assert not {a.get("id") or a.get("href") for _, a in page.elements} & {"pairs", "#pairs"}
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -279,6 +286,24 @@ def test_a_long_name_leaves_room_for_the_heat_map():
     view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)
     assert view is not None and float(view[1]) == float(view[2]) < 240
     assert f"{names[1]}, Action: 100%" in drawn and ">Action</text>" in drawn
+
+
+def test_labels_of_a_heat_map_are_not_cut_off(contexts: Callable[..., BrowserContext]):
+    names = ["Comedy", "Documentary", "ドキュメンタリー", "תיעודי"]
+    page = contexts(offline=True).new_page()
+    style = (resources.files(genre_lightning.page) / "page.css").read_text("utf-8")
+    drawn = "".join(f"<div>{heat_map('pairs', np.ones((1, 1)), [name])}</div>" for name in names)
+    page.set_content(f"<style>{style}</style>{drawn}")
+    starts = page.evaluate(
+        "[...document.querySelectorAll('text[text-anchor=end]')].map(e => e.getBBox().x)"
+    )
+    assert len(starts) == len(names) and min(starts) >= 0, starts
+
+
+def test_the_axis_of_scores_ends_at_one():
+    """Scores are float32, in which a mean of ones can be 1.0000001."""
+    drawn = dot_rows("scores", [("mAP", [Mark("model", 1.0000001)])])
+    assert re.findall(r">([\d.]+)</text>", drawn)[-1] == "1.0"
 
 
 @pytest.fixture

@@ -108,6 +108,7 @@ MISTAKES = {
     "optimzer=adam": "there is no setting optimzer; did you mean optimizer?",
     "model/brnch=[title_tfidf]": "there is no setting model/brnch; did you mean model/branch?",
     "optimizer=adamx": "optimizer=adamx: there is no such option; did you mean adam",
+    "data=foo": "data=foo: there is no such option. There are demo, manifest, ml1m, mmimdb",
     "model/branch=[title_tfid]": "did you mean title_tfidf?",
     "hydra.run.dri=x": "did you mean hydra.run.dir?",
     "lr=1e-3": "there is no setting lr; did you mean optimizer.lr?",
@@ -312,6 +313,23 @@ def test_options_are_accepted_anywhere(arguments: str, repository: Path, tmp_pat
     assert shown.returncode == 0, shown.stderr
     cfg = OmegaConf.create(shown.stdout)
     assert cfg.seed == 3 and list(cfg.model.branches) == ["title_tfidf"]
+
+
+def test_help_lists_only_what_can_be_chosen(repository: Path, tmp_path: Path) -> None:
+    branches = tmp_path / "more" / "model" / "branch"
+    branches.mkdir(parents=True)
+    (branches / "mine.yaml").write_text("{}")
+    shown = run_command([repository / "train.py", "--help", "--config-dir", "more"], tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    groups = shown.stdout.partition("(group=option):\n\n")[2].partition("\n\n")[0]
+    assert max(map(len, groups.splitlines())) <= 80
+    lists = dict(line.split(": ") for line in groups.replace("\n  ", " ").splitlines())
+    assert set(lists) == {
+        "callbacks", "data", "experiment", "logger", "loss", "model", "model/branch",
+        "optimizer", "scheduler", "sweep", "trainer",
+    }  # fmt: skip
+    assert lists["data"] == "demo, manifest, ml1m, mmimdb"
+    assert "mine" in lists["model/branch"].split(", ")
 
 
 @pytest.mark.parametrize(
