@@ -37,7 +37,7 @@ def names_in_list(cell: str) -> tuple[str, ...] | None:
 
     The items are strings, ``["Action", "Comedy"]``, or objects with a ``name``, as in TMDB's files.
     """
-    if not _LIST.match(cell):
+    if cell[:1] != "[" or not _LIST.match(cell):
         return None
     try:
         items = json.loads(cell)

@@ -309,10 +309,13 @@ def _hash_part(update: Callable[[bytes], object], part: Any) -> None:
     if isinstance(part, (list, tuple)):
         update(b"list:%d:" % len(part))
         for item in part:
-            # Fast path, since most of what is hashed is millions of strings; same bytes as below.
+            # Fast paths, since most of what is hashed is millions of strings, or None for a movie
+            # without one; same bytes as below.
             if type(item) is str:
                 data = item.encode("utf-8", "surrogatepass")
                 update(b"str:%d:%b" % (len(data), data))
+            elif item is None:
+                update(b"NoneType:4:None")
             else:
                 _hash_part(update, item)
     elif isinstance(part, Mapping):

@@ -35,7 +35,7 @@ from genre_lightning.wording import first_of
 
 REQUIRED = ("title", "genres")
 #: Columns that are not text for a branch.
-RESERVED = ("genres", "split", "id")
+RESERVED = frozenset({"genres", "split", "id", "poster"})
 #: Beginning of a list that could not be parsed.
 LIST_START = re.compile(r"\[\s*[\"'{]")
 #: A cell in which another program has written a list: {Action,Comedy}, ('Action',), c("Action").
@@ -200,7 +200,7 @@ def _parse_row(row: Row, manifest: Path, separator: str) -> Movie:
     columns: dict[str, str | PosterFile] = {
         name: text
         for name, cell in cells.items()
-        if name not in (*RESERVED, "poster") and (text := text_of(name, cell))
+        if name not in RESERVED and (text := text_of(name, cell))
     }
     poster = text_of("poster", cells.get("poster", ""))
     if poster and not URL_PATTERN.search(poster):
