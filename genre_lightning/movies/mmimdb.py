@@ -6,6 +6,7 @@ It reads a folder with ``split.json`` (lists of ids: train, dev, test), ``datase
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections import Counter
@@ -71,7 +72,14 @@ def _read_splits(root: Path) -> dict[str, list[str]]:
         ids = splits.get(name)
         if not isinstance(ids, list) or not all(isinstance(each, (str, int)) for each in ids):
             raise DataError(f"{path}: {name!r} is missing, or not a list of ids")
-    return {name: [str(each) for each in splits[name]] for name in SPLIT_OF_NAME}
+    ids_by_split = {name: [str(each) for each in splits[name]] for name in SPLIT_OF_NAME}
+    counts = Counter(itertools.chain(*ids_by_split.values()))
+    if repeated := [movie_id for movie_id, count in counts.items() if count > 1]:
+        raise DataError(
+            f"{path}: the id {repeated[0]!r:.200} is listed {counts[repeated[0]]} times: list each "
+            "movie once, in one split"
+        )
+    return ids_by_split
 
 
 def _read_json(path: Path, hint: str) -> dict[str, Any]:

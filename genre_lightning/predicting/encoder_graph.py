@@ -121,10 +121,11 @@ class EmbeddedTextGraph(InputGraph):
         }
         self.inputs = {
             "input_ids": (
-                "(C, L) int64, L at least 1: the tokens of each text between prefix and suffix, "
-                "padded. A text of n tokens, more than r = max_tokens less prefix and suffix, is "
-                "cut into c = ceil(n / r) chunks: the first n mod c of them have floor(n / c) + 1 "
-                "tokens, the others floor(n / c). All chunks of a text one after another"
+                "(C, L) int64, L at least 1: the tokens of prompt and text together, without the "
+                "tokenizer's special tokens, between prefix and suffix, padded. More than r = "
+                "max_tokens less prefix and suffix, say n, are cut into c = ceil(n / r) chunks: "
+                "the first n mod c of them have floor(n / c) + 1 tokens, the others floor(n / c). "
+                "All chunks of a text one after another"
             ),
             "attention_mask": "(C, L) int64, 1 for a token and 0 for padding",
             "offsets": "(P,) int64, where each text starts among the chunks",

@@ -28,7 +28,7 @@ from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.poster_text import PosterTextInput
 from genre_lightning.inputs.terms import TermsInput
-from genre_lightning.inputs.vectors import VectorsInput
+from genre_lightning.inputs.vectors import MIN_PROBABILITY, VectorsInput
 from genre_lightning.inputs.year import YearInput
 from genre_lightning.models.fusion import ACTIVATIONS
 from genre_lightning.models.poster_encoder import PosterEncoder
@@ -157,12 +157,18 @@ class VectorsGraph(_DenseGraph):
     """Vectors that the user provides."""
 
     def __init__(self, branch_input: VectorsInput) -> None:
-        super().__init__(branch_input, "of the file that the model was trained with")
+        description = "of the file that the model was trained with"
+        if branch_input.log_odds:
+            description = (
+                "log(p / (1 - p)) of probabilities as in the file that the model was trained with, "
+                f"each p limited to {MIN_PROBABILITY}..{1 - MIN_PROBABILITY}"
+            )
+        super().__init__(branch_input, description)
         self.about = {"width": self.width, "log_odds": branch_input.log_odds}
 
     def examples(self, count: int) -> list[Any]:
-        vectors = np.random.default_rng(0).normal(size=(count, self.width)).astype(np.float32)
-        return list(vectors)
+        # In 0..1, so that they can be probabilities.
+        return list(np.random.default_rng(0).random((count, self.width), dtype=np.float32))
 
 
 @final

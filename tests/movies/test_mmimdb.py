@@ -63,6 +63,12 @@ def test_ignored_genres_and_movies_are_counted(root: Path):
         (lambda root: (root / "split.json").unlink(), "split.json"),
         (lambda root: (root / "split.json").write_text('{"train": []}'), "'dev' is missing"),
         (lambda root: (root / "split.json").write_text("[" * 100_000), "not JSON"),
+        (
+            lambda root: (root / "split.json").write_text(
+                '{"train": ["0000008", "0111161"], "dev": ["0111161"], "test": []}'
+            ),
+            "split.json: the id '0111161' is listed 2 times",
+        ),
         (lambda root: (root / "dataset/0000008.json").unlink(), "0000008.json"),
         (lambda root: (root / "dataset/0000008.json").write_text("[]"), "no JSON object"),
         (lambda root: (root / "dataset/0000008.json").write_text("{}"), "key title"),
@@ -77,7 +83,17 @@ def test_ignored_genres_and_movies_are_counted(root: Path):
             "key plot",
         ),
     ],
-    ids=["no split", "no dev", "deep", "no movie", "list", "no title", "genres", "plot"],
+    ids=[
+        "no split",
+        "no dev",
+        "deep",
+        "id twice",
+        "no movie",
+        "list",
+        "no title",
+        "genres",
+        "plot",
+    ],
 )
 def test_invalid_files_are_refused(root: Path, corrupt, message: str):
     corrupt(root)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import logit
 
 from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.inputs.embedding import EmbeddingInput
@@ -51,8 +52,8 @@ def poster_text_branch() -> tuple[PosterTextInput, dict[str, Any]]:
     return branch_input, {"name": "terms_linear"}
 
 
-def vectors_branch() -> tuple[VectorsInput, dict[str, Any]]:
-    branch_input = VectorsInput("vectors.npz")
+def vectors_branch(log_odds: bool = False) -> tuple[VectorsInput, dict[str, Any]]:
+    branch_input = VectorsInput("vectors.npz", log_odds)
     branch_input.width = 5
     return branch_input, {"name": "embedding_head", "hidden": 4, "members": 2}
 
@@ -98,7 +99,11 @@ MODELS: dict[str, Callable[[], dict[str, Any]]] = {
         "label_sets": True,
     },
     "encoders": lambda: {"title": None, "poster": None, "more": encoder_branches()},
-    "sets": lambda: {"poster": None, "label_sets": True},
+    "sets": lambda: {
+        "poster": None,
+        "more": {"answers": vectors_branch(log_odds=True)},
+        "label_sets": True,
+    },
 }
 
 
@@ -178,6 +183,8 @@ def run(path: Path, movies: list[dict[str, Any]]) -> dict[str, np.ndarray]:
             feed[f"{branch}.vectors"] = bumps.astype(np.float32)
         else:
             vectors = np.array(values, dtype=np.float32).reshape(-1, facts["width"])
+            if facts["log_odds"]:
+                vectors = logit(vectors.clip(0.005, 0.995))
             feed[f"{branch}.vectors"] = vectors
     assert set(feed) == set(about["inputs"])
     options = onnxruntime.SessionOptions()
@@ -222,7 +229,7 @@ def make_movies() -> list[dict[str, Any]]:
 
     return [
         {"title": "Heat (1995)", "poster": pixels(), "synopsis": SYNOPSES[0]},
-        {"poster": pixels(), "id": rng.normal(size=5).astype(np.float32)},
+        {"poster": pixels(), "id": rng.random(5).astype(np.float32)},
         {"title": "qqq", "synopsis": "qqq"},
         {"title": "Alien (1979)", "poster": pixels(), "synopsis": LONG, "id": np.ones(5)},
         {},
