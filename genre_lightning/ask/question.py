@@ -298,6 +298,9 @@ class Questioner:
         Raises:
             TypeError, LookupError, ValueError, UserError: the data are invalid.
         """
+        for name in ("genres", "show"):
+            if type(plain[name]) is not list or not all(type(text) is str for text in plain[name]):
+                raise ValueError(f"{name} is not a list of texts")
         examples = [
             Example(
                 example["id"],

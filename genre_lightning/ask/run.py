@@ -263,7 +263,10 @@ def load_questioner(folder: Path) -> tuple[Questioner, dict[str, Any]]:
     path = folder / QUESTIONS_FILE
     try:
         plain = json.loads(path.read_text("utf-8"))
-        return Questioner.from_plain(plain.pop("questioner")), plain
+        questioner = Questioner.from_plain(plain.pop("questioner"))
+        if unknown := plain.keys() - {"ask_again", "again_temperature"}:
+            raise ValueError(f"unknown key {min(unknown)!r:.200}")
+        return questioner, plain
     except FileNotFoundError:
         raise UserError(
             f"{folder} has no {QUESTIONS_FILE}, so it is not a run of genre-ask"

@@ -12,6 +12,7 @@ import asyncio
 import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -41,6 +42,9 @@ _HEADERS = {
     # For privacy, and so that a new version of the page is shown at once.
     "Cache-Control": "no-store",
 }
+
+#: Maximum seconds for which the rest of a request that is too large is discarded.
+_DISCARD_SECONDS = 10.0
 
 _Result = TypeVar("_Result")
 
@@ -90,7 +94,8 @@ def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] =
 
     def handle_api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, api.ApiError)
-        return _error(error.status, error.code, error.message)
+        answer = _error(error.status, error.code, error.message)
+        return _discarding_the_body(answer) if error.status == 413 else answer
 
     def handle_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -176,6 +181,29 @@ def _error(
     from starlette.responses import JSONResponse
 
     return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+
+
+def _discarding_the_body(answer: ASGIApp) -> Any:
+    """The answer, complete at once, and what the client still sends is discarded for some seconds.
+
+    A client that sends all before it reads, as urllib does, would lose an answer after which the
+    connection is closed.
+    """
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_before_discarding(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                await send({**message, "more_body": True})
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_DISCARD_SECONDS):
+                        while (await receive()).get("more_body"):
+                            pass
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        await answer(scope, receive, send_before_discarding)
+
+    return respond
 
 
 async def _read_body(request: Request, max_bytes: int, too_large: api.ApiError) -> bytes:

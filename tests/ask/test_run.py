@@ -15,6 +15,7 @@ from rich.console import Console
 from genre_lightning.ask.answer_file import ANSWER_FILE_NAME, AnswerFile
 from genre_lightning.ask.rate_limit import BudgetError
 from genre_lightning.ask.run import (
+    QUESTIONS_FILE,
     Answers,
     ServerSettings,
     answer_reasons,
@@ -133,6 +134,25 @@ def test_saved_questioner_is_loaded(tmp_path: Path) -> None:
     save_questioner(tmp_path, make_questioner(), ask_again=1)
     loaded, more = load_questioner(tmp_path)
     assert loaded.to_plain() == make_questioner().to_plain() and more == {"ask_again": 1}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda plain: plain.update(concurrency=3), "unknown key 'concurrency'"),
+        (lambda plain: plain["questioner"].update(genres=[1, 2]), "genres is not a list of texts"),
+        (lambda plain: plain["questioner"].update(show=[["title"]]), "show is not a list of texts"),
+    ],
+    ids=["unknown key", "genres", "show"],
+)
+def test_a_damaged_saved_questioner_is_refused(tmp_path: Path, damage, message: str) -> None:
+    save_questioner(tmp_path, make_questioner(), ask_again=1)
+    path = tmp_path / QUESTIONS_FILE
+    plain = json.loads(path.read_text())
+    damage(plain)
+    path.write_text(json.dumps(plain))
+    with pytest.raises(UserError, match=f"asked.json: can't be used: {message}"):
+        load_questioner(tmp_path)
 
 
 def test_unknown_columns_are_refused() -> None:

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -64,6 +66,18 @@ def test_a_poster_just_within_the_limit_is_read_without_temporary_files(
     query = "/api/heat?branch=poster_resnet&genre=Action"
     assert served.ask("POST", query, padded).status == 200
     assert served.ask("POST", query, padded + b"\0").status == 413
+
+
+def test_a_client_that_sends_all_before_it_reads_gets_the_refusal(
+    served: Served, predictor: GenrePredictor
+):
+    # As urllib does, with "Connection: close": the system resets a connection that the server
+    # closes while data arrive, and the client loses the answer.
+    for size in (max_body_bytes(predictor) + 1, 2 * max_body_bytes(predictor)):
+        with pytest.raises(HTTPError) as refused:
+            urlopen(f"{served.url}api/predict", b" " * size, timeout=60)
+        with refused.value as answer:
+            assert (answer.status, json.load(answer)["error"]["code"]) == (413, "too_large")
 
 
 def test_a_client_may_disconnect_early(served: Served, capfd: pytest.CaptureFixture[str]):
