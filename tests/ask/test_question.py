@@ -170,7 +170,7 @@ def test_example_posters_are_sent(tmp_path: Path) -> None:
 def test_impossible_examples_are_refused() -> None:
     with pytest.raises(UserError, match=r"prompt.example_posters=true"):
         examples_of(make_prompt("few_shot"), show=("poster",))
-    with pytest.raises(UserError, match=r"only 20 movies of train"):
+    with pytest.raises(UserError, match=r"train has only 20 movies with all of title"):
         examples_of(make_prompt("few_shot", examples=20))
 
 
