@@ -37,6 +37,7 @@ def names_in_list(cell: str) -> tuple[str, ...] | None:
 
     The items are strings, ``["Action", "Comedy"]``, or objects with a ``name``, as in TMDB's files.
     """
+    # The first character alone excludes nearly every cell, faster than the pattern.
     if cell[:1] != "[" or not _LIST.match(cell):
         return None
     try:

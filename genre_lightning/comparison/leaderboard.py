@@ -253,15 +253,11 @@ def markdown(comparison: Comparison) -> str:
     better = "higher" if comparison.mode == "max" else "lower"
     headings, rows = ranked_table(comparison)
     parts = [f"{escape_markdown(comparison.metric)}, {better} is better", ""]
-    parts += markdown_table(headings, rows, _text_headings(comparison))
+    left_aligned = _text_headings(comparison)
+    parts += markdown_table(headings, rows, left_aligned)
     headings, rows = unfinished_table(comparison)
     if rows:
-        parts += [
-            "",
-            "Not finished:",
-            "",
-            *markdown_table(headings, rows, _text_headings(comparison)),
-        ]
+        parts += ["", "Not finished:", "", *markdown_table(headings, rows, left_aligned)]
     for note in comparison.notes:
         parts += ["", escape_markdown(note)]
     return "\n".join(parts) + "\n"

@@ -50,11 +50,22 @@ def heat_pictures(
         InputError: the image can't be read.
         IndexError: a genre does not exist.
     """
-    width, height = upright_dimensions(explanation.image)
+    return overlay_maps(explanation.image, explanation.heat_maps(genres), side)
+
+
+def overlay_maps(image: Value, maps: np.ndarray, side: int = 512) -> list[Image.Image]:
+    """Overlay K computed heat maps on an image, as :func:`heat_pictures` does.
+
+    Args:
+        image: as given to the model.
+        maps: (K, H, W) float32 in [0, 1], over the whole image.
+        side: longer side of the pictures in pixels.
+    """
+    width, height = upright_dimensions(image)
     scale = side / max(width, height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    poster = read_poster(explanation.image, (side, side))
-    return [overlay_resized(poster, heat, size) for heat in explanation.heat_maps(genres)]
+    poster = read_poster(image, (side, side))
+    return [overlay_resized(poster, heat, size) for heat in maps]
 
 
 def overlay_resized(image: np.ndarray, heat: np.ndarray, size: tuple[int, int]) -> Image.Image:

@@ -196,11 +196,11 @@ def _save_heat_maps(
     Returns:
         The K files; None for a genre without evidence in the picture, whose map would be blank.
     """
-    from genre_lightning.explain.pictures import heat_pictures
+    from genre_lightning.explain.pictures import overlay_maps
 
     paths: list[Path | None] = []
-    maps = explanation.heat_maps(indices)
-    pictures = heat_pictures(explanation, indices)
+    maps = explanation.heat_maps(indices)  # only once: a pass through the encoder
+    pictures = overlay_maps(explanation.image, maps)
     for name, picture, heat in zip(names, pictures, maps, strict=True):
         if not heat.any():
             paths.append(None)

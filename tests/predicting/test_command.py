@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -629,10 +629,15 @@ def test_heat_maps_of_genres_with_similar_names_get_distinct_files(tmp_path: Pat
 def test_a_genre_without_evidence_in_the_poster_has_no_heat_map(tmp_path: Path):
     """It would be a gray poster, which the user would take for a result."""
     maps = np.stack([np.zeros((2, 2)), np.eye(2)])
-    explanation = ImageExplanation(
-        "Grad-CAM", Image.new("RGB", (8, 8)), lambda genres: maps[list(genres)], 2
-    )
+    computed: list[int] = []
+
+    def heat_maps(genres: Sequence[int]) -> np.ndarray:
+        computed.extend(genres)
+        return maps[list(genres)]
+
+    explanation = ImageExplanation("Grad-CAM", Image.new("RGB", (8, 8)), heat_maps, 2)
     paths = _save_heat_maps(explanation, tmp_path / "p", ["Action", "Drama"], [0, 1])
+    assert computed == [0, 1]  # each once: a map takes a pass through the encoder
     assert paths == [None, tmp_path / "p.why-Drama.png"]
     assert [path.name for path in tmp_path.iterdir()] == ["p.why-Drama.png"]
     parts = {"bias": 0, "branches": {}, "logit": 0, "words": {}, "heat_maps": {"p": None}}
